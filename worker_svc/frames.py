@@ -1,0 +1,92 @@
+"""The frames on the unix socket between worker and supervisor, for both sides.
+
+A frame is an 8-byte head, two big-endian u32 (length of the header, length of the body), then the header, a JSON
+object in UTF-8, then the body, raw bytes (standard input of a start; otherwise empty).
+
+Requests carry `op` and `r`, a number the worker chooses; the answer carries the same `r` and either `ok`, an object,
+or `error`, a code of `job.ERRORS`, with `text`. Besides answers the supervisor sends one kind of frame unasked:
+`{"seq": N}`, a doorbell: all transitions up to N are in the store. The worker reads them there, so a worker that is
+slow, stopped or gone costs the supervisor no memory, and catching up is the same code as living on.
+
+| op | fields | ok |
+|---|---|---|
+| hello | protocol, version, settings | protocol, version, pid, started_ns, state_id, seq |
+| start | id, fp, spec, assigned; body: standard input | state, existed |
+| stop | id, signal, grace_s (null: the job's own) | state |
+| signal | id, signal | |
+| delete | id | |
+| status | | running, queued, seq, started_ns, containment |
+| logged | seq: the worker has logged all up to it | |
+| shutdown | | |
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any, Final, NamedTuple
+
+from worker_svc.job import ARGV_ENV_MAX_BYTES, STDIN_MAX_BYTES
+
+# Raised whenever either side could misread the other; worker and supervisor refuse to mix.
+PROTOCOL_VERSION: Final = 1
+
+SOCKET_NAME: Final = "supervisor.sock"
+
+_HEAD: Final = struct.Struct("!II")
+# JSON spells one byte as six at worst (\u0001).
+HEADER_MAX_BYTES: Final = 6 * ARGV_ENV_MAX_BYTES + 64 * 1024
+BODY_MAX_BYTES: Final = STDIN_MAX_BYTES
+
+_encode_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
+class FrameError(Exception):
+    """The other side sent what is not a frame: the connection cannot go on."""
+
+
+class Frame(NamedTuple):
+    header: dict[str, Any]
+    body: bytes = b""
+
+
+def encode(header: dict[str, Any], body: bytes = b"") -> bytes:
+    text = _encode_json(header).encode()
+    return _HEAD.pack(len(text), len(body)) + text + body
+
+
+class Decoder:
+    """Cuts a byte stream into frames; holds at most one frame that is not complete."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, received: bytes) -> list[Frame]:
+        """The frames that `received` completes. Raises FrameError."""
+        self._buffer += received
+        frames: list[Frame] = []
+        at = 0
+        while len(self._buffer) - at >= _HEAD.size:
+            header_size, body_size = _HEAD.unpack_from(self._buffer, at)
+            if header_size > HEADER_MAX_BYTES or body_size > BODY_MAX_BYTES:
+                raise FrameError(f"frame too large: header {header_size} bytes, body {body_size} bytes")
+            end = at + _HEAD.size + header_size + body_size
+            if len(self._buffer) < end:
+                break
+            start = at + _HEAD.size
+            header = _parse(self._buffer[start : start + header_size])
+            frames.append(Frame(header, bytes(self._buffer[start + header_size : end])))
+            at = end
+        if at:
+            del self._buffer[:at]
+        return frames
+
+
+def _parse(text: bytearray) -> dict[str, Any]:
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: bad JSON or bad UTF-8
+        raise FrameError(f"frame header is not JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise FrameError("frame header is not a JSON object")
+    return header
