@@ -1,0 +1,114 @@
+"""The unix socket: workers that are connected, what they ask, what they are yet to be sent."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+from typing import Any, Final
+
+from worker_svc import frames
+from worker_svc.supervisor.journal import note
+
+_RECEIVE_BYTES: Final = 256 * 1024
+# A worker that does not read its answers is not read from either, beyond this much.
+_UNSENT_MAX_BYTES: Final = 1024 * 1024
+_BACKLOG: Final = 64
+
+
+def listen(state_dir: str) -> socket.socket:
+    """The listening socket in the state directory, in place of a stale one (the caller holds the lock)."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    folder = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # By way of /proc, for a path of any length: a socket's own is limited to 107 bytes (unix(7)).
+        path = f"/proc/self/fd/{folder}/{frames.SOCKET_NAME}"
+        if os.path.lexists(path):
+            os.unlink(path)
+        listener.bind(path)
+        os.chmod(path, 0o600)
+    finally:
+        os.close(folder)
+    listener.listen(_BACKLOG)
+    return listener
+
+
+def peer_is_trusted(connected: socket.socket) -> bool:
+    """Whether the peer is root or who we are (SO_PEERCRED, unix(7)): the directory's mode is not the only guard."""
+    raw = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", raw)
+    return uid in (0, os.geteuid())
+
+
+class Connection:
+    """One worker. Its events in epoll follow what is to be done: no reading while too much is unsent."""
+
+    def __init__(self, connected: socket.socket, epoll: select.epoll) -> None:
+        connected.setblocking(False)
+        self._socket = connected
+        self._epoll = epoll
+        self._decoder = frames.Decoder()
+        self._unsent = bytearray()
+        self._events = select.EPOLLIN
+        self._bell = 0
+        self.greeted = False
+        self.closed = False
+        self.fd = connected.fileno()
+        epoll.register(self.fd, self._events)
+
+    def receive(self) -> list[frames.Frame]:
+        """The frames that have come. Closes itself when the peer is gone or talks nonsense."""
+        try:
+            received = self._socket.recv(_RECEIVE_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return []
+        except OSError:
+            received = b""
+        if not received:
+            self.close()
+            return []
+        try:
+            return self._decoder.feed(received)
+        except frames.FrameError as error:
+            note("connection.refused", reason=str(error))
+            self.close()
+            return []
+
+    def send(self, header: dict[str, Any]) -> None:
+        """Queues a frame; `flush` sends it."""
+        if not self.closed:
+            self._unsent += frames.encode(header)
+
+    def ring(self, sequence: int) -> None:
+        """Queues a doorbell; those not yet sent are one."""
+        self._bell = sequence
+
+    def flush(self) -> None:
+        if self.closed:
+            return
+        if self._bell and self.greeted and len(self._unsent) < _UNSENT_MAX_BYTES:
+            self.send({"seq": self._bell})
+            self._bell = 0
+        try:
+            while self._unsent:
+                sent = self._socket.send(self._unsent)
+                del self._unsent[:sent]
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:  # gone: whatever it missed is in the store
+            self.close()
+            return
+        wanted = select.EPOLLIN if len(self._unsent) < _UNSENT_MAX_BYTES else 0
+        if self._unsent:
+            wanted |= select.EPOLLOUT
+        if wanted != self._events:
+            self._events = wanted
+            self._epoll.modify(self.fd, wanted)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self._epoll.unregister(self.fd)
+            self._socket.close()
+            self._unsent.clear()

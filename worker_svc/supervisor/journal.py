@@ -1,0 +1,19 @@
+"""The supervisor's own log: JSON lines on standard error, which is `supervisor.log` in the state directory.
+
+What happens to jobs is not logged here: that is in the store, and the worker logs it from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+
+def note(event: str, **fields: object) -> None:
+    line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **fields})
+    try:
+        os.write(2, line.encode() + b"\n")
+    except OSError:
+        # A full disk or a closed standard error: there is nowhere left to say so, and jobs matter more.
+        return

@@ -1,0 +1,98 @@
+"""Moves that are decided but not yet on disk, and what must wait until they are.
+
+Jobs move in memory first; the moves of one turn are then committed together, and only a commit that succeeded lets
+the effects out. When the disk is full nothing is lost: the moves stay here, in order, and the next turn tries again.
+Sequence numbers are given out at the commit, so that moves can be taken back until then.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from worker_svc.job import JobSpec, Transition
+from worker_svc.supervisor.livejob import LiveJob
+from worker_svc.supervisor.store import JobStore
+
+
+class _Add(NamedTuple):
+    job: LiveJob
+    spec: JobSpec
+    stdin: bytes
+
+
+class _Move(NamedTuple):
+    job: LiveJob
+    moved: Transition
+    changes: dict[str, Any]
+
+
+class _Delete(NamedTuple):
+    job_id: str
+
+
+class Ledger:
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._pending: list[_Add | _Move | _Delete] = []
+        self._effects: list[Callable[[], None]] = []
+        self.failure = ""
+        """Why the last commit failed; empty after one that succeeded."""
+
+    def add(self, job: LiveJob, spec: JobSpec, stdin: bytes) -> None:
+        self._pending.append(_Add(job, spec, stdin))
+
+    def move(self, job: LiveJob, moved: Transition, changes: dict[str, Any]) -> None:
+        self._pending.append(_Move(job, moved, changes))
+
+    def delete(self, job_id: str) -> None:
+        self._pending.append(_Delete(job_id))
+
+    def then(self, effect: Callable[[], None]) -> None:
+        """Runs `effect` once all that was decided so far is on disk."""
+        self._effects.append(effect)
+
+    @property
+    def is_behind(self) -> bool:
+        return bool(self._pending)
+
+    def commit(self) -> bool:
+        """Puts what is pending on disk. False: it could not be, `failure` says why, and everything stays pending."""
+        if not self._pending:
+            self.failure = ""
+            return True
+        try:
+            self._store.begin()
+            for entry in self._pending:
+                self._write(entry)
+            self._store.commit()
+        except sqlite3.Error as error:
+            self._store.rollback()
+            self.failure = str(error)
+            return False
+        self._pending.clear()
+        self.failure = ""
+        return True
+
+    def take_effects(self) -> list[Callable[[], None]]:
+        effects, self._effects = self._effects, []
+        return effects
+
+    def take_back_new(self) -> list[LiveJob]:
+        """Forgets the jobs whose acceptance is not on disk, and all their moves. Returns them."""
+        new = [entry.job for entry in self._pending if isinstance(entry, _Add)]
+        gone = set(map(id, new))
+        self._pending = [
+            entry for entry in self._pending if isinstance(entry, _Delete) or id(entry.job) not in gone
+        ]
+        return new
+
+    def _write(self, entry: _Add | _Move | _Delete) -> None:
+        match entry:
+            case _Add(job, spec, stdin):
+                job.ordinal = self._store.add_job(job.job_id, spec, job.fingerprint, job.accepted_ns, stdin)
+            case _Move(job, moved, changes):
+                self._store.add_transition(job.ordinal, moved, changes)
+            case _Delete(job_id):
+                self._store.delete_job(job_id)

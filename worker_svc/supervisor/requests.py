@@ -1,0 +1,199 @@
+"""What a worker can ask: each request decoded, decided and answered."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from functools import partial
+from typing import Any, Final
+
+from worker_svc import frames
+from worker_svc.job import (
+    InvalidArgument,
+    JobError,
+    JobExists,
+    JobNotFound,
+    JobRecord,
+    JobSpec,
+    JobState,
+    Outcome,
+    PreconditionFailed,
+    ResourceExhausted,
+    check_job_id,
+)
+from worker_svc.supervisor import containment
+from worker_svc.supervisor.connections import Connection
+from worker_svc.supervisor.journal import note
+from worker_svc.supervisor.jobs import Jobs
+from worker_svc.supervisor.ledger import Ledger
+from worker_svc.supervisor.livejob import LiveJob
+from worker_svc.supervisor.settings import Settings
+from worker_svc.supervisor.store import JobStore, output_path, stderr_path
+
+VERSION_MISMATCH: Final = "version"
+
+
+class Requests:
+    def __init__(self, jobs: Jobs, store: JobStore, ledger: Ledger) -> None:
+        self._jobs = jobs
+        self._started_ns = time.time_ns()
+        self.leave_when_idle = False
+        """Whether the supervisor was asked to go away once no job is left."""
+        self._store = store
+        self._ledger = ledger
+        self._handlers = {
+            "start": self._start,
+            "stop": self._stop,
+            "signal": self._signal,
+            "delete": self._delete,
+            "status": self._status,
+            "shutdown": self._shutdown,
+        }
+
+    def handle(self, connection: Connection, frame: frames.Frame) -> None:
+        request = frame.header.get("r", 0)
+        op = frame.header.get("op")
+        try:
+            if op == "hello":
+                self._hello(connection, request, frame.header)
+                return
+            if not connection.greeted:
+                raise InvalidArgument("op", "the first request must be hello")
+            handler = self._handlers.get(op) if isinstance(op, str) else None
+            if handler is None:
+                raise InvalidArgument("op", f"there is no request {op!r}")
+            handler(connection, request, frame)
+        except JobError as error:
+            connection.send({"r": request, "error": error.code, "text": error.message})
+        except (KeyError, TypeError, ValueError) as error:
+            connection.send({"r": request, "error": InvalidArgument.code, "text": f"malformed {op}: {error!r}"})
+
+    def _hello(self, connection: Connection, request: int, header: dict[str, Any]) -> None:
+        if header["protocol"] != frames.PROTOCOL_VERSION:
+            text = (
+                f"the supervisor (pid {os.getpid()}) speaks protocol {frames.PROTOCOL_VERSION}, the worker "
+                f"{header['protocol']}: run a worker of the supervisor's version, or end the supervisor once its "
+                "jobs are done"
+            )
+            note("connection.refused", reason=text)
+            connection.send({"r": request, "error": VERSION_MISMATCH, "text": text})
+            return
+        settings = Settings.from_json(header["settings"])
+        if settings != self._jobs.settings:
+            self._keep(settings)
+        connection.greeted = True
+        ok = {
+            "protocol": frames.PROTOCOL_VERSION,
+            "pid": os.getpid(),
+            "started_ns": self._started_ns,
+            "state_id": self._store.state_id,
+            "seq": self._store.sequence,
+        }
+        connection.send({"r": request, "ok": ok})
+
+    def _keep(self, settings: Settings) -> None:
+        self._jobs.settings = settings
+        try:
+            settings.to_store(self._store)
+        except sqlite3.Error as error:
+            # They hold all the same, for as long as this supervisor lives.
+            note("settings.not_kept", reason=str(error))
+
+    def _start(self, connection: Connection, request: int, frame: frames.Frame) -> None:
+        job_id, fingerprint = str(frame.header["id"]), str(frame.header["fp"])
+        check_job_id(job_id, "job_id")
+        live = self._jobs.get(job_id)
+        if live is not None:
+            _check_same(fingerprint, live.fingerprint)
+            self._join(live, connection, request)
+            return
+        # An id the worker has just made up cannot be on record.
+        if not frame.header.get("new"):
+            record = self._store.get(job_id)
+            if record is not None:
+                _check_same(fingerprint, record.fingerprint)
+                connection.send({"r": request, **_answer_of(record)})
+                return
+        if self._ledger.failure:
+            raise ResourceExhausted(f"no job can be recorded now: {self._ledger.failure}")
+        if self.leave_when_idle:
+            raise PreconditionFailed("the supervisor is on its way out and takes no new job")
+        spec = JobSpec.from_json(frame.header["spec"])
+        job = LiveJob(job_id, fingerprint, time.time_ns())
+        job.waiting = [(connection, request, False)]
+        self._jobs.accept(job, spec, frame.body)
+
+    def _join(self, job: LiveJob, connection: Connection, request: int) -> None:
+        if job.waiting is not None:
+            job.waiting.append((connection, request, True))
+        else:
+            connection.send({"r": request, "ok": {"state": int(job.state), "existed": True}})
+
+    def _stop(self, connection: Connection, request: int, frame: frames.Frame) -> None:
+        job = self._jobs.get(frame.header["id"])
+        if job is None:
+            self._record(frame.header["id"])
+        elif job.state is not JobState.FINISHED:
+            self._jobs.stop(job, frame.header.get("signal"), frame.header.get("grace_s"))
+        self._ledger.then(partial(connection.send, {"r": request, "ok": {}}))
+
+    def _signal(self, connection: Connection, request: int, frame: frames.Frame) -> None:
+        job = self._jobs.get(frame.header["id"])
+        state = job.state if job else self._record(frame.header["id"]).state
+        if job is None or state not in (JobState.RUNNING, JobState.STOPPING):
+            raise PreconditionFailed(f"the job is {state.name}: only a running one can be signalled")
+        self._jobs.signal(job, int(frame.header["signal"]))
+        connection.send({"r": request, "ok": {}})
+
+    def _delete(self, connection: Connection, request: int, frame: frames.Frame) -> None:
+        job_id = frame.header["id"]
+        job = self._jobs.get(job_id)
+        if job is not None:
+            raise PreconditionFailed(f"the job is {job.state.name}: stop it first, then delete it")
+        self._record(job_id)
+        self._ledger.delete(job_id)
+        state_dir = self._jobs.state_dir
+        for path in (output_path(state_dir, job_id), stderr_path(state_dir, job_id)):
+            self._ledger.then(partial(_unlink, path))
+        self._ledger.then(partial(connection.send, {"r": request, "ok": {}}))
+
+    def _status(self, connection: Connection, request: int, frame: frames.Frame) -> None:
+        ok = {
+            "running": self._jobs.running,
+            "queued": self._jobs.queued,
+            "seq": self._store.sequence,
+            "started_ns": self._started_ns,
+            "pid": os.getpid(),
+            "containment": containment.LEVEL,
+        }
+        connection.send({"r": request, "ok": ok})
+
+    def _shutdown(self, connection: Connection, request: int, frame: frames.Frame) -> None:
+        self.leave_when_idle = True
+        connection.send({"r": request, "ok": {}})
+
+    def _record(self, job_id: str) -> JobRecord:
+        record = self._store.get(job_id)
+        if record is None:
+            raise JobNotFound
+        return record
+
+
+def _check_same(asked: str, existing: str) -> None:
+    if asked != existing:
+        raise JobExists("job_id: belongs to a job with another spec: choose another id")
+
+
+def _answer_of(record: JobRecord) -> dict[str, Any]:
+    """What a start is told of a job that is finished already: the same as the first one was."""
+    if record.outcome is Outcome.START_FAILED:
+        return {"error": PreconditionFailed.code, "text": record.reason}
+    return {"ok": {"state": int(record.state), "existed": True}}
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return  # never made, or removed by an operator
