@@ -26,6 +26,38 @@ if TYPE_CHECKING:
     from grpclib.metadata import Deadline
 
 
+class LeaderExit(betterproto.Enum):
+    """
+    What becomes of the rest of a job when its first process, the leader, exits. The job's exit status is the leader's.
+    """
+
+    UNSPECIFIED = 0
+    KILL = 1
+    """The rest is killed: the job is finished."""
+
+    WAIT = 2
+    """
+    The job goes on until all of its processes are gone. A stop or timeout still ends them all.
+    """
+
+
+class OutputPolicy(betterproto.Enum):
+    """What happens when a job has written more than its output_max_bytes."""
+
+    UNSPECIFIED = 0
+    DROP_HEAD = 1
+    """
+    The newest bytes are kept, the oldest given back to the file system while the job writes on. Offsets stay what they
+     are. Where the file system cannot do that (GetWorker tells), STOP applies.
+    """
+
+    STOP = 2
+    """The job is stopped and ends as OUTPUT_LIMIT."""
+
+    NONE = 3
+    """Nothing: all is kept."""
+
+
 class JobState(betterproto.Enum):
     """
     Where a job is in its life. It only moves down this list; it can skip QUEUED and STOPPING.
@@ -73,6 +105,11 @@ class Outcome(betterproto.Enum):
     LOST = 8
     """
     What became of it cannot be known, or it may never have run: see error_text. Never a success.
+    """
+
+    OUTPUT_LIMIT = 9
+    """
+    Ended after it was stopped for writing more than its output_max_bytes.
     """
 
 
@@ -158,6 +195,166 @@ class StartJobReq(betterproto.Message):
     Chosen by the client, it makes the start idempotent: the same id with the same spec answers with the job that
      exists, with another spec ALREADY_EXISTS. Letters, digits, '.', '_' and '-', at most 128, starting with a letter
      or digit. Empty: the worker assigns a UUID.
+    """
+
+    output_max_bytes: Optional[int] = betterproto.uint64_field(20, optional=True)
+    """
+    Bytes of output that are kept, of each file if standard error is separate. Unset: the worker's `output.max_bytes`;
+     at most its `output.max_bytes_limit`; zero: all, where there is no such limit.
+    """
+
+    output_policy: "OutputPolicy" = betterproto.enum_field(21)
+    """
+    What happens to a job that writes more. Unspecified: the worker's `output.policy`.
+    """
+
+    limits: Optional["Limits"] = betterproto.message_field(22, optional=True)
+    """
+    What the job may use. A limit that cannot be enforced on this machine is never ignored: the start fails with
+     FAILED_PRECONDITION, which names the limit and what is missing.
+    """
+
+    identity: Optional["Identity"] = betterproto.message_field(23, optional=True)
+    """
+    As whom it runs. Unset: the worker's `jobs.user` and `jobs.no_new_privs`.
+    """
+
+    sandbox: Optional["Sandbox"] = betterproto.message_field(24, optional=True)
+    """
+    What of the machine it gets to see. Unset: the worker's `[sandbox]`. What cannot be had fails the start.
+    """
+
+    leader_exit: "LeaderExit" = betterproto.enum_field(25)
+    """
+    What becomes of the rest of the job when its first process exits. Unspecified: the worker's `jobs.leader_exit`.
+    """
+
+
+@dataclass(eq=False, repr=False)
+class Limits(betterproto.Message):
+    """
+    Every field is optional: unset, the worker's default of the same name in `[limits]` holds, or else its maximum
+     (`…_limit`), or else there is no limit. More than a maximum is INVALID_ARGUMENT.
+    """
+
+    memory_max_bytes: Optional[int] = betterproto.uint64_field(10, optional=True)
+    """
+    Above it the kernel reclaims, and then ends the whole job: OOM_KILLED. From 1 MiB up. Controller: memory.
+    """
+
+    swap_max_bytes: Optional[int] = betterproto.uint64_field(11, optional=True)
+    """Zero: no swap. Controller: memory."""
+
+    cpu_max_cores: Optional[float] = betterproto.double_field(12, optional=True)
+    """
+    CPU time per time: 1.5 is as much as one and a half cores have. The job is throttled, not ended. Controller: cpu.
+    """
+
+    cpu_weight: Optional[int] = betterproto.uint32_field(13, optional=True)
+    """
+    The job's share against other jobs when all want the CPUs, from 1 to 10000; a job without has 100. Controller: cpu.
+    """
+
+    pids_max: Optional[int] = betterproto.uint64_field(14, optional=True)
+    """
+    Processes and threads; above it fork fails (EAGAIN). Controller: pids.
+    """
+
+    io_weight: Optional[int] = betterproto.uint32_field(15, optional=True)
+    """
+    As cpu_weight, for I/O. Controller: io, with a scheduler of the block device that heeds it.
+    """
+
+    rlimits: List["Rlimit"] = betterproto.message_field(20)
+    nice: Optional[int] = betterproto.int32_field(21, optional=True)
+    """
+    From -20, most favoured, to 19. Below the worker's own it needs root (or CAP_SYS_NICE).
+    """
+
+    cpu_affinity: List[int] = betterproto.uint32_field(22)
+    """
+    CPU numbers that it may run on; empty: the worker's default, or else all that the worker may use.
+    """
+
+    umask: Optional[int] = betterproto.uint32_field(23, optional=True)
+    """Permissions that new files do not get, from 0 to 0777 (511)."""
+
+    oom_score_adj: Optional[int] = betterproto.int32_field(24, optional=True)
+    """
+    From -1000 to 1000: how willingly the kernel kills it when the machine is out of memory. Lower than the worker's
+     own needs root (or CAP_SYS_RESOURCE).
+    """
+
+
+@dataclass(eq=False, repr=False)
+class Rlimit(betterproto.Message):
+    """A limit of setrlimit(2)."""
+
+    name: str = betterproto.string_field(10)
+    """
+    "nofile", "core", "cpu", "fsize", "as", "stack", "nproc" …: RLIMIT_NOFILE and so on, in any case.
+    """
+
+    soft: Optional[int] = betterproto.int64_field(11, optional=True)
+    """
+    -1: unlimited. Only soft: the job may raise it up to the hard limit that the worker has. Only hard: soft is the
+     same. Above the worker's own hard limit it needs root (or CAP_SYS_RESOURCE).
+    """
+
+    hard: Optional[int] = betterproto.int64_field(12, optional=True)
+
+
+@dataclass(eq=False, repr=False)
+class Identity(betterproto.Message):
+    """
+    To be somebody else than the worker needs root (CAP_SETUID and CAP_SETGID). With `user`, the variables HOME, USER,
+     LOGNAME and SHELL come from the user database, where `env` does not set them.
+    """
+
+    user: str = betterproto.string_field(10)
+    """
+    A name, or a number. Empty: the worker's `jobs.user`, or else the worker's own.
+    """
+
+    group: str = betterproto.string_field(11)
+    """A name, or a number. Empty: the user's primary group."""
+
+    groups: Optional["Groups"] = betterproto.message_field(12, optional=True)
+    """
+    Supplementary groups. Unset: those that the user has; set and empty: none.
+    """
+
+    no_new_privs: Optional[bool] = betterproto.bool_field(13, optional=True)
+    """
+    Whether no program that the job runs can gain privileges (setuid, file capabilities). Unset: the worker's
+     `jobs.no_new_privs`.
+    """
+
+
+@dataclass(eq=False, repr=False)
+class Groups(betterproto.Message):
+    names: List[str] = betterproto.string_field(10)
+    """Names, or numbers."""
+
+
+@dataclass(eq=False, repr=False)
+class Sandbox(betterproto.Message):
+    """Holds at every containment level and with every spawner."""
+
+    read_only_paths: List[str] = betterproto.string_field(10)
+    """May be read, listed and executed, with all beneath; absolute."""
+
+    read_write_paths: List[str] = betterproto.string_field(11)
+    """May be changed too."""
+
+    private_tmp: Optional[bool] = betterproto.bool_field(12, optional=True)
+    """
+    An empty /tmp of its own, gone with the job's last process. Needs root (CAP_SYS_ADMIN) or user namespaces.
+    """
+
+    no_network: Optional[bool] = betterproto.bool_field(13, optional=True)
+    """
+    A network namespace of its own that has only a loopback interface. Needs the same.
     """
 
 
@@ -248,7 +445,8 @@ class Job(betterproto.Message):
 
     peak_memory_bytes: Optional[int] = betterproto.int64_field(23, optional=True)
     """
-    The largest resident set of any one of them; set when finished and known.
+    The largest resident set of any one of them; set when finished and known. Below the supervisor's own, some 15 MB, it
+     is not known: Linux counts that in.
     """
 
     output_file: str = betterproto.string_field(24)
@@ -263,6 +461,18 @@ class Job(betterproto.Message):
     stderr_size_bytes: int = betterproto.int64_field(27)
     last_sequence: int = betterproto.uint64_field(28)
     """The sequence number of the job's latest transition."""
+
+    paused: bool = betterproto.bool_field(29)
+    stuck: str = betterproto.string_field(30)
+    """
+    What of the job does not die in spite of SIGKILL: pid, state and what it waits in; usually empty.
+    """
+
+    owner: str = betterproto.string_field(31)
+    """
+    The identity that started it, and whose it is: "uri:…", "dns:…", "email:…" or "cn:…" of a certificate, "uid:1000" of
+     a user of the unix socket, "anonymous" of anybody else.
+    """
 
 
 @dataclass(eq=False, repr=False)
@@ -286,6 +496,20 @@ class JobSpec(betterproto.Message):
         19, betterproto.TYPE_STRING, betterproto.TYPE_STRING
     )
     separate_stderr: bool = betterproto.bool_field(20)
+    output_max_bytes: int = betterproto.uint64_field(21)
+    """Zero: no limit."""
+
+    output_policy: "OutputPolicy" = betterproto.enum_field(22)
+    limits: Optional["Limits"] = betterproto.message_field(23, optional=True)
+    """Unset: none."""
+
+    identity: Optional["Identity"] = betterproto.message_field(24, optional=True)
+    """Unset: the worker's own user, with no_new_privs."""
+
+    sandbox: Optional["Sandbox"] = betterproto.message_field(25, optional=True)
+    """Unset: none."""
+
+    leader_exit: "LeaderExit" = betterproto.enum_field(26)
 
 
 @dataclass(eq=False, repr=False)
@@ -378,6 +602,26 @@ class SignalJobRes(betterproto.Message):
 
 
 @dataclass(eq=False, repr=False)
+class PauseJobReq(betterproto.Message):
+    job_id: str = betterproto.string_field(10)
+
+
+@dataclass(eq=False, repr=False)
+class PauseJobRes(betterproto.Message):
+    pass
+
+
+@dataclass(eq=False, repr=False)
+class ResumeJobReq(betterproto.Message):
+    job_id: str = betterproto.string_field(10)
+
+
+@dataclass(eq=False, repr=False)
+class ResumeJobRes(betterproto.Message):
+    pass
+
+
+@dataclass(eq=False, repr=False)
 class DeleteJobReq(betterproto.Message):
     job_id: str = betterproto.string_field(10)
 
@@ -385,6 +629,31 @@ class DeleteJobReq(betterproto.Message):
 @dataclass(eq=False, repr=False)
 class DeleteJobRes(betterproto.Message):
     pass
+
+
+@dataclass(eq=False, repr=False)
+class PruneJobsReq(betterproto.Message):
+    max_age: Optional[timedelta] = betterproto.message_field(10, optional=True)
+    """
+    At least one of these: jobs finished longer ago go; only so many stay; only so many bytes of output stay.
+    """
+
+    max_count: Optional[int] = betterproto.uint64_field(11, optional=True)
+    max_bytes: Optional[int] = betterproto.uint64_field(12, optional=True)
+    dry_run: bool = betterproto.bool_field(13)
+    """Remove nothing, only tell."""
+
+
+@dataclass(eq=False, repr=False)
+class PruneJobsRes(betterproto.Message):
+    jobs: int = betterproto.uint64_field(10)
+    """
+    How many jobs went, or would go, and the bytes that their output took on disk.
+    """
+
+    bytes: int = betterproto.uint64_field(11)
+    job_ids: List[str] = betterproto.string_field(12)
+    """The first of them, at most 1000."""
 
 
 @dataclass(eq=False, repr=False)
@@ -425,6 +694,18 @@ class OutputChunk(betterproto.Message):
 
 
 @dataclass(eq=False, repr=False)
+class ShutdownWorkerReq(betterproto.Message):
+    stop_jobs: bool = betterproto.bool_field(10)
+    """Stop the jobs that run and wait, instead of waiting for them."""
+
+
+@dataclass(eq=False, repr=False)
+class ShutdownWorkerRes(betterproto.Message):
+    jobs: int = betterproto.int32_field(10)
+    """How many jobs there were still."""
+
+
+@dataclass(eq=False, repr=False)
 class GetWorkerReq(betterproto.Message):
     pass
 
@@ -451,7 +732,9 @@ class GetWorkerRes(betterproto.Message):
     running: int = betterproto.int32_field(17)
     queued: int = betterproto.int32_field(18)
     containment: str = betterproto.string_field(19)
-    """What stopping a job reaches: "process-group"."""
+    """
+    How jobs are held together: "cgroup" (a cgroup v2 group each) or "subreaper" (session, process group and /proc).
+    """
 
     uptime: Optional[timedelta] = betterproto.message_field(20, optional=True)
     supervisor_uptime: Optional[timedelta] = betterproto.message_field(
@@ -463,6 +746,25 @@ class GetWorkerRes(betterproto.Message):
 
     draining: bool = betterproto.bool_field(24)
     """Whether it is on its way out and takes no new calls."""
+
+    can_drop_head: bool = betterproto.bool_field(25)
+    """
+    Whether the file system can give back the head of an output file: without it DROP_HEAD is STOP.
+    """
+
+    containment_reason: str = betterproto.string_field(26)
+    """Why containment is not "cgroup", if it is not."""
+
+    spawner: str = betterproto.string_field(27)
+    """What starts processes: "native" (the C extension) or "python"."""
+
+    unenforceable: Dict[str, str] = betterproto.map_field(
+        28, betterproto.TYPE_STRING, betterproto.TYPE_STRING
+    )
+    """
+    The limits that cannot be enforced here ("limits.memory_max_bytes"), each with what is missing. To ask for one is
+     FAILED_PRECONDITION.
+    """
 
 
 @dataclass(eq=False, repr=False)
@@ -612,6 +914,40 @@ class WorkerStub(betterproto.ServiceStub):
             metadata=metadata,
         )
 
+    async def pause_job(
+        self,
+        pause_job_req: "PauseJobReq",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "PauseJobRes":
+        return await self._unary_unary(
+            "/jobscheduler.Worker/PauseJob",
+            pause_job_req,
+            PauseJobRes,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def resume_job(
+        self,
+        resume_job_req: "ResumeJobReq",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "ResumeJobRes":
+        return await self._unary_unary(
+            "/jobscheduler.Worker/ResumeJob",
+            resume_job_req,
+            ResumeJobRes,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
     async def delete_job(
         self,
         delete_job_req: "DeleteJobReq",
@@ -624,6 +960,23 @@ class WorkerStub(betterproto.ServiceStub):
             "/jobscheduler.Worker/DeleteJob",
             delete_job_req,
             DeleteJobRes,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def prune_jobs(
+        self,
+        prune_jobs_req: "PruneJobsReq",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "PruneJobsRes":
+        return await self._unary_unary(
+            "/jobscheduler.Worker/PruneJobs",
+            prune_jobs_req,
+            PruneJobsRes,
             timeout=timeout,
             deadline=deadline,
             metadata=metadata,
@@ -646,6 +999,23 @@ class WorkerStub(betterproto.ServiceStub):
             metadata=metadata,
         ):
             yield response
+
+    async def shutdown_worker(
+        self,
+        shutdown_worker_req: "ShutdownWorkerReq",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "ShutdownWorkerRes":
+        return await self._unary_unary(
+            "/jobscheduler.Worker/ShutdownWorker",
+            shutdown_worker_req,
+            ShutdownWorkerRes,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
 
     async def get_worker(
         self,
@@ -727,7 +1097,16 @@ class WorkerBase(ServiceBase):
     async def signal_job(self, signal_job_req: "SignalJobReq") -> "SignalJobRes":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
+    async def pause_job(self, pause_job_req: "PauseJobReq") -> "PauseJobRes":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def resume_job(self, resume_job_req: "ResumeJobReq") -> "ResumeJobRes":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
     async def delete_job(self, delete_job_req: "DeleteJobReq") -> "DeleteJobRes":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def prune_jobs(self, prune_jobs_req: "PruneJobsReq") -> "PruneJobsRes":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def stream_job(
@@ -735,6 +1114,11 @@ class WorkerBase(ServiceBase):
     ) -> AsyncIterator[OutputChunk]:
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield OutputChunk()
+
+    async def shutdown_worker(
+        self, shutdown_worker_req: "ShutdownWorkerReq"
+    ) -> "ShutdownWorkerRes":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def get_worker(self, get_worker_req: "GetWorkerReq") -> "GetWorkerRes":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
@@ -791,11 +1175,32 @@ class WorkerBase(ServiceBase):
         response = await self.signal_job(request)
         await stream.send_message(response)
 
+    async def __rpc_pause_job(
+        self, stream: "grpclib.server.Stream[PauseJobReq, PauseJobRes]"
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.pause_job(request)
+        await stream.send_message(response)
+
+    async def __rpc_resume_job(
+        self, stream: "grpclib.server.Stream[ResumeJobReq, ResumeJobRes]"
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.resume_job(request)
+        await stream.send_message(response)
+
     async def __rpc_delete_job(
         self, stream: "grpclib.server.Stream[DeleteJobReq, DeleteJobRes]"
     ) -> None:
         request = await stream.recv_message()
         response = await self.delete_job(request)
+        await stream.send_message(response)
+
+    async def __rpc_prune_jobs(
+        self, stream: "grpclib.server.Stream[PruneJobsReq, PruneJobsRes]"
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.prune_jobs(request)
         await stream.send_message(response)
 
     async def __rpc_stream_job(
@@ -807,6 +1212,13 @@ class WorkerBase(ServiceBase):
             stream,
             request,
         )
+
+    async def __rpc_shutdown_worker(
+        self, stream: "grpclib.server.Stream[ShutdownWorkerReq, ShutdownWorkerRes]"
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.shutdown_worker(request)
+        await stream.send_message(response)
 
     async def __rpc_get_worker(
         self, stream: "grpclib.server.Stream[GetWorkerReq, GetWorkerRes]"
@@ -859,17 +1271,41 @@ class WorkerBase(ServiceBase):
                 SignalJobReq,
                 SignalJobRes,
             ),
+            "/jobscheduler.Worker/PauseJob": grpclib.const.Handler(
+                self.__rpc_pause_job,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                PauseJobReq,
+                PauseJobRes,
+            ),
+            "/jobscheduler.Worker/ResumeJob": grpclib.const.Handler(
+                self.__rpc_resume_job,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                ResumeJobReq,
+                ResumeJobRes,
+            ),
             "/jobscheduler.Worker/DeleteJob": grpclib.const.Handler(
                 self.__rpc_delete_job,
                 grpclib.const.Cardinality.UNARY_UNARY,
                 DeleteJobReq,
                 DeleteJobRes,
             ),
+            "/jobscheduler.Worker/PruneJobs": grpclib.const.Handler(
+                self.__rpc_prune_jobs,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                PruneJobsReq,
+                PruneJobsRes,
+            ),
             "/jobscheduler.Worker/StreamJob": grpclib.const.Handler(
                 self.__rpc_stream_job,
                 grpclib.const.Cardinality.UNARY_STREAM,
                 StreamJobReq,
                 OutputChunk,
+            ),
+            "/jobscheduler.Worker/ShutdownWorker": grpclib.const.Handler(
+                self.__rpc_shutdown_worker,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                ShutdownWorkerReq,
+                ShutdownWorkerRes,
             ),
             "/jobscheduler.Worker/GetWorker": grpclib.const.Handler(
                 self.__rpc_get_worker,
