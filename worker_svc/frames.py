@@ -11,13 +11,15 @@ slow, stopped or gone costs the supervisor no memory, and catching up is the sam
 | op | fields | ok |
 |---|---|---|
 | hello | protocol, version, settings | protocol, version, pid, started_ns, state_id, seq |
-| start | id, fp, spec, assigned; body: standard input | state, existed |
+| start | id, fp, owner, spec, assigned; body: standard input | state, existed |
 | stop | id, signal, grace_s (null: the job's own) | state |
 | signal | id, signal | |
+| pause, resume | id | |
 | delete | id | |
-| status | | running, queued, seq, started_ns, containment |
-| logged | seq: the worker has logged all up to it | |
-| shutdown | | |
+| status | | what GetWorker tells of the supervisor: running, queued, seq, containment, unenforceable … |
+| shutdown | stop_jobs | jobs: how many it waits for before it leaves |
+
+Any request with an `id` can have `of`, an owner: it then finds no other owner's job.
 """
 
 from __future__ import annotations
@@ -32,13 +34,18 @@ from worker_svc.job import ARGV_ENV_MAX_BYTES, STDIN_MAX_BYTES
 PROTOCOL_VERSION: Final = 1
 
 SOCKET_NAME: Final = "supervisor.sock"
+# Eight bytes, little-endian: the sequence number up to which the worker has logged. Only the worker writes it.
+CURSOR_NAME: Final = "worker.cursor"
+SUPERVISOR_LOG_NAME: Final = "supervisor.log"
+# What a supervisor exits with when another one has the state directory.
+EXIT_LOCKED: Final = 3
 
 _HEAD: Final = struct.Struct("!II")
 # JSON spells one byte as six at worst (\u0001).
 HEADER_MAX_BYTES: Final = 6 * ARGV_ENV_MAX_BYTES + 64 * 1024
 BODY_MAX_BYTES: Final = STDIN_MAX_BYTES
 
-_encode_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_encode_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class FrameError(Exception):
@@ -51,6 +58,7 @@ class Frame(NamedTuple):
 
 
 def encode(header: dict[str, Any], body: bytes = b"") -> bytes:
+    # ASCII: an environment can hold bytes that are no UTF-8, which Python keeps as lone surrogates (PEP 383).
     text = _encode_json(header).encode()
     return _HEAD.pack(len(text), len(body)) + text + body
 

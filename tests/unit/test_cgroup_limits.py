@@ -1,0 +1,67 @@
+"""Limits of a whole tree: their bounds, their JSON, defaults and maxima."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from worker_svc.job import InvalidArgument
+from worker_svc.job.cgroup_limits import CgroupLimits
+
+ALL = CgroupLimits(
+    memory_max_bytes=2**30, swap_max_bytes=0, cpu_max_cores=1.5, cpu_weight=200, pids_max=64, io_weight=10
+)
+
+
+def test_every_field_survives_json() -> None:
+    assert None not in ALL, "a new field belongs into this test"
+    assert CgroupLimits.from_json(json.loads(json.dumps(ALL.to_json()))) == ALL
+    assert CgroupLimits().to_json() == {}
+    assert CgroupLimits.from_json({}) == CgroupLimits()
+    with pytest.raises(TypeError):
+        CgroupLimits.from_json({"of_a_newer_version": 1})
+
+
+def test_what_is_in_range_is_accepted() -> None:
+    CgroupLimits().validate()
+    ALL.validate()
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("memory_max_bytes", 0),
+        ("memory_max_bytes", 2**20 - 1),
+        ("memory_max_bytes", 2**63),
+        ("swap_max_bytes", -1),
+        ("cpu_max_cores", 0.0),
+        ("cpu_max_cores", 0.009),
+        ("cpu_max_cores", float("nan")),
+        ("cpu_max_cores", float("inf")),
+        ("cpu_weight", 0),
+        ("cpu_weight", 10_001),
+        ("pids_max", 0),
+        ("io_weight", 0),
+        ("io_weight", 10_001),
+    ],
+)
+def test_what_is_out_of_range_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(InvalidArgument, match=rf"^limits\.{field}: must be from "):
+        ALL._replace(**{field: value}).validate()
+
+
+def test_defaults_fill_what_a_job_leaves_open() -> None:
+    assert CgroupLimits(pids_max=5).over(CgroupLimits(pids_max=9, cpu_weight=50)) == CgroupLimits(
+        pids_max=5, cpu_weight=50
+    )
+    assert CgroupLimits(swap_max_bytes=0).over(ALL).swap_max_bytes == 0
+
+
+def test_maxima_hold_for_those_who_ask_for_more_or_for_no_limit() -> None:
+    maxima = CgroupLimits(pids_max=10)
+    CgroupLimits(pids_max=10).check_maxima(maxima)
+    for limits in (CgroupLimits(pids_max=11), CgroupLimits()):
+        with pytest.raises(InvalidArgument, match=r"^limits\.pids_max: must be at most 10, "):
+            limits.check_maxima(maxima)

@@ -1,0 +1,210 @@
+"""What to run: a job's specification and what can be wrong with it."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, Final, NamedTuple
+
+from worker_svc.job.cgroup_limits import CgroupLimits
+from worker_svc.job.errors import InvalidArgument
+from worker_svc.job.limits import Identity, ProcessLimits, Sandbox
+
+STDIN_MAX_BYTES: Final = 1024 * 1024
+ARGS_MAX: Final = 4096
+LABELS_MAX: Final = 64
+LABEL_KEY_MAX_BYTES: Final = 128
+LABEL_VALUE_MAX_BYTES: Final = 1024
+# One argument or environment string: MAX_ARG_STRLEN of execve(2), with its NUL.
+ARG_MAX_BYTES: Final = 128 * 1024 - 1
+# All of them together: a quarter of the usual 8 MiB stack is what execve(2) allows.
+ARGV_ENV_MAX_BYTES: Final = 2 * 1024 * 1024 - 64 * 1024
+DURATION_MAX_S: Final = 10 * 366 * 24 * 3600.0
+
+_JOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+
+
+def check_job_id(job_id: str, field: str = "jobID") -> None:
+    """Raises InvalidArgument unless the id is well-formed (it becomes a file name)."""
+    if not job_id:
+        raise InvalidArgument(field, "must not be empty")
+    if not _JOB_ID.match(job_id):
+        raise InvalidArgument(
+            field, "must be 1 to 128 letters, digits, '.', '_' or '-', and start with a letter or digit"
+        )
+
+
+class OutputPolicy(IntEnum):
+    """What happens when a job has written more than its output_max_bytes; the numbers are those of the wire."""
+
+    DROP_HEAD = 1
+    STOP = 2
+    NONE = 3
+
+
+class LeaderExit(IntEnum):
+    """What becomes of the rest of a job when its first process exits; the numbers are those of the wire."""
+
+    KILL = 1
+    WAIT = 2
+
+
+class CheckedFile(NamedTuple):
+    """A file that the policy has looked at: this one is run, or none."""
+
+    field: str
+    """`command`, or `path`: the script, which is the first argument."""
+    path: str
+    """Its real one, without symbolic links."""
+    device: int
+    inode: int
+    changed_ns: int
+    """Its ctime: of a file that is written to, or linked to, it moves."""
+
+
+class JobSpec(NamedTuple):
+    """What to run, complete: a scheduler's request with the worker's defaults filled in.
+
+    `env` is what the request asked for; the worker's own additions are not part of it. Its values and standard input
+    are secrets: they appear in no repr and no log line.
+    """
+
+    command: str
+    path: str = ""
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = {}  # noqa: RUF012 - never mutated; NamedTuple has no default_factory
+    cwd: str = ""
+    stdin_size_bytes: int = 0
+    timeout_s: float = 0.0
+    stop_signal: int = int(signal.SIGTERM)
+    stop_grace_s: float = 10.0
+    labels: dict[str, str] = {}  # noqa: RUF012
+    separate_stderr: bool = False
+    output_max_bytes: int = 0
+    """Zero: no limit."""
+    output_policy: OutputPolicy = OutputPolicy.DROP_HEAD
+    process_limits: ProcessLimits = ProcessLimits()
+    cgroup_limits: CgroupLimits = CgroupLimits()
+    identity: Identity = Identity()
+    sandbox: Sandbox = Sandbox()
+    leader_exit: LeaderExit = LeaderExit.KILL
+    checked: tuple[CheckedFile, ...] = ()
+    """Empty: no policy restricts which files are run."""
+
+    def __repr__(self) -> str:
+        return f"JobSpec(command={self.command!r}, path={self.path!r}, args={len(self.args)}, env={sorted(self.env)})"
+
+    @property
+    def argv(self) -> list[str]:
+        return [self.command, *([self.path] if self.path else []), *self.args]
+
+    @property
+    def checked_argv(self) -> list[str]:
+        """The script by the real path that was checked: its interpreter opens it by that."""
+        script = next((file.path for file in self.checked if file.field == "path"), "")
+        return [self.command, script, *self.argv[2:]] if script else self.argv
+
+    def validate(self) -> None:
+        """Raises InvalidArgument for the first field that is malformed, whatever the machine."""
+        if not self.command:
+            raise InvalidArgument("command", "must not be empty: name a program, such as bash")
+        for field, text in (("command", self.command), ("path", self.path), ("cwd", self.cwd)):
+            _check_string(field, text)
+        if len(self.args) > ARGS_MAX:
+            raise InvalidArgument("args", f"must be at most {ARGS_MAX}, not {len(self.args)}")
+        for index, text in enumerate(self.args):
+            _check_string(f"args[{index}]", text)
+        _check_env(self.env)
+        total = sum(len(text.encode()) + 9 for text in self.argv)
+        total += sum(len(f"{key}={value}".encode()) + 9 for key, value in self.env.items())
+        if total > ARGV_ENV_MAX_BYTES:
+            raise InvalidArgument("args", f"and env together must be below {ARGV_ENV_MAX_BYTES} bytes, not {total}")
+        if self.cwd and not self.cwd.startswith("/"):
+            raise InvalidArgument("cwd", f"must be an absolute path, not {self.cwd!r}")
+        if self.stdin_size_bytes > STDIN_MAX_BYTES:
+            raise InvalidArgument("stdin", f"must be at most {STDIN_MAX_BYTES} bytes, not {self.stdin_size_bytes}")
+        check_duration("timeout", self.timeout_s)
+        check_duration("stop_grace", self.stop_grace_s)
+        _check_labels(self.labels)
+        self._validate_nested()
+
+    def _validate_nested(self) -> None:
+        # Most jobs ask for none of these, and are told so by one comparison.
+        if self[_FIRST_NESTED:] != _DEFAULTS[_FIRST_NESTED:]:
+            for part in (self.process_limits, self.cgroup_limits, self.identity, self.sandbox):
+                part.validate()
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object of the fields that are not at their defaults, always with `command`."""
+        columns = zip(self._fields, self, _DEFAULTS, strict=True)
+        fields: dict[str, Any] = {name: value for name, value, default in columns if value != default}
+        for name in _NESTED:
+            if name in fields:
+                fields[name] = fields[name].to_json()
+        return fields
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> JobSpec:
+        """The inverse of `to_json`; fields of a newer version are an error, TypeError."""
+        fields = dict(fields)
+        for name, kind in _KINDS.items():
+            if name in fields:
+                fields[name] = kind(fields[name])
+        return cls(**fields)
+
+
+# Of `command`, which has none, nothing that it could be.
+_DEFAULTS: Final = tuple(JobSpec._field_defaults.get(name) for name in JobSpec._fields)
+_NESTED: Final = ("process_limits", "cgroup_limits", "identity", "sandbox")
+_FIRST_NESTED: Final = JobSpec._fields.index(_NESTED[0])
+# What JSON has no values of.
+_KINDS: Final[dict[str, Callable[[Any], Any]]] = {
+    "args": tuple,
+    "output_policy": OutputPolicy,
+    "process_limits": ProcessLimits.from_json,
+    "cgroup_limits": CgroupLimits.from_json,
+    "identity": Identity.from_json,
+    "sandbox": Sandbox.from_json,
+    "leader_exit": LeaderExit,
+    "checked": lambda files: tuple(CheckedFile(*file) for file in files),
+}
+
+
+def _check_string(field: str, text: str) -> None:
+    if "\0" in text:
+        raise InvalidArgument(field, "must not contain a NUL character")
+    size = len(text.encode())
+    if size > ARG_MAX_BYTES:
+        raise InvalidArgument(field, f"must be at most {ARG_MAX_BYTES} bytes, not {size}")
+
+
+def _check_env(env: dict[str, str]) -> None:
+    for key, value in env.items():
+        if not key:
+            raise InvalidArgument("env", "has an empty key")
+        if "=" in key or "\0" in key:
+            raise InvalidArgument("env", f"key {key!r} must not contain '=' or NUL")
+        if "\0" in value:
+            raise InvalidArgument("env", f"the value of {key!r} must not contain NUL")
+        if len(key.encode()) + len(value.encode()) >= ARG_MAX_BYTES:
+            raise InvalidArgument("env", f"{key!r} and its value must be below {ARG_MAX_BYTES} bytes")
+
+
+def _check_labels(labels: dict[str, str]) -> None:
+    if len(labels) > LABELS_MAX:
+        raise InvalidArgument("labels", f"must be at most {LABELS_MAX}, not {len(labels)}")
+    for key, value in labels.items():
+        if not key or len(key.encode()) > LABEL_KEY_MAX_BYTES:
+            raise InvalidArgument("labels", f"key {key[:40]!r} must be 1 to {LABEL_KEY_MAX_BYTES} bytes long")
+        if len(value.encode()) > LABEL_VALUE_MAX_BYTES:
+            raise InvalidArgument("labels", f"the value of {key!r} must be at most {LABEL_VALUE_MAX_BYTES} bytes long")
+
+
+def check_duration(field: str, seconds: float) -> None:
+    """Raises InvalidArgument unless `seconds` is from zero to ten years."""
+    if seconds < 0:
+        raise InvalidArgument(field, f"must not be negative, not {seconds:g} s")
+    if seconds > DURATION_MAX_S:
+        raise InvalidArgument(field, f"must be at most {DURATION_MAX_S:.0f} s, not {seconds:g} s")
