@@ -1,0 +1,79 @@
+"""worker.toml, the environment and flags → one frozen, validated `Config`.
+
+Precedence, highest first: flag, environment variable, file, default. Every key is declared once, in
+`sections`; how it is parsed, checked, named (`--jobs-slots`, `WORKER_SVC_JOBS_SLOTS`) and documented follows
+from that declaration.
+"""
+
+from worker_svc.config.access_sections import AccessConfig, PolicyConfig
+from worker_svc.config.address import Address
+from worker_svc.config.errors import ConfigError, Problem
+from worker_svc.config.limit_sections import LimitsConfig, SandboxConfig
+from worker_svc.config.load import (
+    CONFIG_VARIABLE,
+    DEFAULT_FILE,
+    MAX_FILE_BYTES,
+    Loaded,
+    Setting,
+    load,
+    load_config,
+)
+from worker_svc.config.policy_rules import PolicyRules
+from worker_svc.config.sections import (
+    Config,
+    GrpcServerConfig,
+    JobsConfig,
+    Key,
+    LogConfig,
+    LogFormat,
+    LogLevel,
+    OnReboot,
+    OutputConfig,
+    OutputPolicyName,
+    RetentionConfig,
+    SchedulerConfig,
+    StateConfig,
+    SupervisorConfig,
+    flag_name,
+    keys,
+    variable_name,
+)
+from worker_svc.config.transport_section import TransportConfig
+from worker_svc.config.values import Variables
+
+__all__ = [
+    "CONFIG_VARIABLE",
+    "DEFAULT_FILE",
+    "MAX_FILE_BYTES",
+    "AccessConfig",
+    "Address",
+    "Config",
+    "ConfigError",
+    "GrpcServerConfig",
+    "JobsConfig",
+    "Key",
+    "LimitsConfig",
+    "Loaded",
+    "LogConfig",
+    "LogFormat",
+    "LogLevel",
+    "OnReboot",
+    "OutputConfig",
+    "OutputPolicyName",
+    "PolicyConfig",
+    "PolicyRules",
+    "Problem",
+    "RetentionConfig",
+    "SandboxConfig",
+    "SchedulerConfig",
+    "Setting",
+    "StateConfig",
+    "SupervisorConfig",
+    "TransportConfig",
+    "Variables",
+    "flag_name",
+    "keys",
+    "load",
+    "load_config",
+    "variable_name",
+]

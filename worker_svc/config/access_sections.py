@@ -1,0 +1,77 @@
+"""The sections that say who may do what, and what jobs may be: as declared in `sections`."""
+
+# ruff: noqa: RUF009 -- declare() is dataclasses.field() with a kind and a doc: its values are immutable.
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from worker_svc.config.declare import Section, declare
+from worker_svc.config.kinds import Choice, Kind
+from worker_svc.config.limit_kinds import Listed
+from worker_svc.config.policy_rules import PolicyRules, RulesTable
+from worker_svc.config.values import quote
+from worker_svc.masking import DEFAULT_PATTERN
+
+AnonymousRole = Literal["admin", "operator", "submitter", "viewer", "none"]
+
+_KINDS_OF_NAMES = ("uri:", "dns:", "email:", "cn:", "uid:")
+
+
+def identities() -> Listed:
+    def parse(text: str) -> str:
+        if text == "*" or text.startswith(_KINDS_OF_NAMES):
+            return text
+        raise ValueError(f"must begin with {', '.join(_KINDS_OF_NAMES[:-1])} or uid:, not {quote(text)}")
+
+    return Listed('patterns of identities, such as "dns:*.jobs.example"', parse)
+
+
+class Pattern(Kind[str]):
+    """A regular expression."""
+
+    expects = "a regular expression"
+
+    def from_toml(self, value: object) -> str:
+        if not isinstance(value, str):
+            raise self.refuse(value)
+        try:
+            re.compile(value)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise self.refuse(value, str(error)) from None
+        return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessConfig(Section):
+    """Who may do what. Of several roles that patterns give an identity, the first in this order is its."""
+
+    admins: tuple[str, ...] = declare(
+        ["uid:0", "uid:self"],
+        identities(),
+        "Who may do everything. uid:self is the user the worker runs as; * and ? are wildcards.",
+    )
+    operators: tuple[str, ...] = declare([], identities(), "Who may do everything with all jobs.")
+    submitters: tuple[str, ...] = declare([], identities(), "Who may do everything with jobs of their own.")
+    viewers: tuple[str, ...] = declare([], identities(), "Who may look at all jobs and their output.")
+    anonymous: AnonymousRole = declare(
+        "admin",
+        Choice[AnonymousRole](AnonymousRole),
+        "The role of those who have no identity: on TCP without client certificates, which is loopback only "
+        'unless grpc_server.insecure is set. "none": they may do nothing.',
+    )
+    secret_keys: str = declare(
+        DEFAULT_PATTERN,
+        Pattern(),
+        "Keys of variables, labels and options whose values are never shown: a regular expression. Empty: none.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyConfig(Section):
+    """Which jobs may be started: rules for all, and for each role; a job must satisfy both."""
+
+    all: PolicyRules = declare({}, RulesTable(), "Rules for every role.")
+    admin: PolicyRules = declare({}, RulesTable(), "More rules for admins.")
+    operator: PolicyRules = declare({}, RulesTable(), "More rules for operators.")
+    submitter: PolicyRules = declare({}, RulesTable(), "More rules for submitters.")

@@ -1,0 +1,160 @@
+"""A table of rules in the section `[policy]`: what jobs may be."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+
+import tomli
+
+from worker_svc.config.errors import Fault, Invalid, did_you_mean
+from worker_svc.config.kinds import Kind
+from worker_svc.config.limit_kinds import Listed
+from worker_svc.config.values import Table, quote, show, show_type
+from worker_svc.job.cgroup_limits import CgroupLimits
+from worker_svc.job.limits import RLIMIT_NAMES
+
+# What a job has that a rule can bound, besides `rlimits.NAME`.
+MAXIMA: Final = (
+    "args",
+    "env",
+    "labels",
+    "stdin_bytes",
+    "timeout_s",
+    "stop_grace_s",
+    "output_max_bytes",
+    "oom_score_adj_min",
+    "nice_min",
+    *CgroupLimits._fields,
+    *(f"rlimits.{name}" for name in RLIMIT_NAMES),
+)
+# Of these too little is too much.
+MINIMA: Final = ("oom_score_adj_min", "nice_min")
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRules(Table):
+    """Empty lists and tables allow everything."""
+
+    allow_commands: tuple[str, ...] = ()
+    deny_commands: tuple[str, ...] = ()
+    script_roots: tuple[str, ...] = ()
+    allow_args: tuple[str, ...] = ()
+    deny_args: tuple[str, ...] = ()
+    allow_users: tuple[str, ...] = ()
+    allow_env: tuple[str, ...] = ()
+    deny_env: tuple[str, ...] = ()
+    max: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    @property
+    def restricts_programs(self) -> bool:
+        return bool(self.allow_commands or self.deny_commands or self.script_roots)
+
+    def entries(self) -> dict[str, object]:
+        """As it stands in the file."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: dict(value) if name == "max" else value for name, value in values.items() if value}
+
+
+NO_RULES: Final = PolicyRules()
+
+
+def _path_glob(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError(f"must be an absolute path, with *, ? and ** as wildcards, not {quote(text)}")
+    return _plain(text)
+
+
+def _directory(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError(f"must be an absolute path, not {quote(text)}")
+    return _plain(text)
+
+
+def _plain(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not contain NUL")
+    return text
+
+
+def _regex(text: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"must be a regular expression, not {quote(text)}: {error}") from None
+    return text
+
+
+_LISTS: Final[dict[str, tuple[str, Callable[[str], str]]]] = {
+    "allow_commands": ("absolute paths with wildcards", _path_glob),
+    "deny_commands": ("absolute paths with wildcards", _path_glob),
+    "script_roots": ("absolute paths", _directory),
+    "allow_args": ("regular expressions", _regex),
+    "deny_args": ("regular expressions", _regex),
+    "allow_users": ("names of users", _plain),
+    "allow_env": ("names of variables with wildcards", _plain),
+    "deny_env": ("names of variables with wildcards", _plain),
+}
+
+
+class RulesTable(Kind[PolicyRules]):
+    type_name = "table of rules"
+    expects = 'a table of rules, such as { script_roots = ["/opt/jobs"] }'
+
+    def from_toml(self, value: object) -> PolicyRules:
+        if not isinstance(value, dict):
+            raise Invalid(f"must be {self.expects}, not {show_type(value)}")
+        faults: list[Fault] = []
+        rules: dict[str, Any] = {}
+        for name, raw in value.items():
+            try:
+                rules[name] = self._rule(name, raw)
+            except Invalid as error:
+                faults += [Fault(fault.text, (name, *fault.below)) for fault in error.faults]
+        if faults:
+            raise Invalid(*faults)
+        return PolicyRules(**rules)
+
+    def _rule(self, name: str, raw: object) -> object:
+        if name == "max":
+            return _maxima(raw)
+        if name not in _LISTS:
+            raise Invalid("there is no such rule" + did_you_mean(name, (*_LISTS, "max")))
+        return Listed(*_LISTS[name]).from_toml(raw)
+
+    def from_text(self, text: str) -> PolicyRules:
+        """From a TOML inline table."""
+        try:
+            parsed = tomli.loads(f"table = {text or '{}'}")
+        except (ValueError, RecursionError) as error:
+            raise Invalid(f"must be {self.expects} on one line: {error}") from None
+        if len(parsed) != 1:
+            raise Invalid("must be one TOML table and nothing after it")
+        return self.from_toml(parsed["table"])
+
+
+def _maxima(raw: object) -> dict[str, float]:
+    if not isinstance(raw, dict):
+        raise Invalid(f"must be a table of numbers, such as {{ timeout_s = 600 }}, not {show_type(raw)}")
+    faults: list[Fault] = []
+    found: dict[str, float] = {}
+    for name, value in _flat(raw).items():
+        if name not in MAXIMA:
+            faults.append(Fault("there is no such limit" + did_you_mean(name, MAXIMA), (name,)))
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            faults.append(Fault(f"must be a number, not {show(value)}", (name,)))
+        else:
+            found[name] = value
+    if faults:
+        raise Invalid(*faults)
+    return found
+
+
+def _flat(table: dict[str, Any]) -> dict[str, Any]:
+    """`rlimits.nofile` without quotes is a table in a table."""
+    rlimits = table.get("rlimits")
+    if not isinstance(rlimits, dict):
+        return table
+    rest = {name: value for name, value in table.items() if name != "rlimits"}
+    return {**rest, **{f"rlimits.{name}": value for name, value in rlimits.items()}}
