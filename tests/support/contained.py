@@ -1,0 +1,205 @@
+"""Jobs in containers, without a supervisor around them; and an oracle for what is left of them that asks no
+containment."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, NamedTuple
+
+from tests.support.programs import python
+from tests.support.waiting import eventually_sync
+from worker_svc.job.cgroup_limits import CgroupLimits
+from worker_svc.supervisor.containment import CGROUP, SUBREAPER, Container, Containment, ContainmentError
+from worker_svc.supervisor.containment.processes import process
+
+# "cgroup-each": a cgroup without cgroup.kill, as before Linux 5.14.
+LEVELS: Final = (CGROUP, "cgroup-each", SUBREAPER)
+_PATH: Final = {"PATH": os.environ.get("PATH", "/usr/bin:/bin")}
+
+
+def contain(level: str, state_id: str = "", base: str = "") -> Containment:
+    """Raises ContainmentError if this machine lacks the level."""
+    containment = Containment(state_id or secrets.token_hex(8), level=level.removesuffix("-each"), base=base)
+    if level.endswith("-each"):
+        assert containment._groups
+        containment._groups.has_kill = False
+    return containment
+
+
+def why_unavailable(level: str) -> str:
+    """Empty: the level can be had."""
+    try:
+        contain(level).close()
+    except ContainmentError as error:
+        return error.message
+    finally:
+        stop_being_subreaper()
+    return ""
+
+
+def stop_being_subreaper() -> None:
+    import ctypes
+
+    ctypes.CDLL(None).prctl(36, ctypes.c_ulong(0), 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
+class Oracle:
+    """Readable to its end when every process that inherited the write end is gone, whatever became of it otherwise."""
+
+    def __init__(self) -> None:
+        self.read_fd, self.write_fd = os.pipe()
+
+    def is_gone(self, timeout_s: float = 0.0) -> bool:
+        return bool(select.select([self.read_fd], [], [], timeout_s)[0])
+
+    def close(self) -> None:
+        os.close(self.read_fd)
+
+
+class Running(NamedTuple):
+    container: Container
+    process: subprocess.Popen[bytes]
+    oracle: Oracle
+
+    def wait_for_leader(self) -> None:
+        """Not reaped: that is the containment's business."""
+        assert select.select([self.container.pidfd], [], [], 20)[0]
+
+
+def run(
+    containment: Containment,
+    argv: list[str],
+    job_id: str = "job",
+    *,
+    limits: CgroupLimits | None = None,
+    stdout: int | None = None,
+) -> Running:
+    """Starts a job as a supervisor does, but that it joins its cgroup itself, before exec."""
+    container = containment.create(job_id, limits)
+    oracle = Oracle()
+    if container.name:
+        procs = f"{containment.base_path}/{container.name}/cgroup.procs"
+        argv = ["sh", "-c", 'echo 0 > "$0" && exec "$@"', procs, *argv]
+    popen = subprocess.Popen(
+        argv,
+        env=_PATH | containment.marks(job_id),
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        start_new_session=True,
+        pass_fds=[oracle.write_fd],
+    )
+    os.close(oracle.write_fd)
+    popen.returncode = 0  # not Popen's to reap
+    started = process(popen.pid)
+    assert started is not None
+    containment.started(container, popen.pid, os.pidfd_open(popen.pid), started.start_ticks)
+    return Running(container, popen, oracle)
+
+
+def end(containment: Containment, running: Running) -> None:
+    """What a supervisor does at the end of a job whose tree is gone."""
+    pidfd = running.container.pidfd
+    if pidfd >= 0:
+        running.wait_for_leader()
+        assert containment.take_exit(running.container) is not None
+        os.close(pidfd)
+    running.oracle.close()
+    containment.reap_orphans()
+    if not containment.remove(running.container):  # the last one is not quite dead
+        eventually_sync(lambda: containment.tidy() == 0)
+
+
+# Started by a nanny in our own session, so that they are not children of ours: a supervisor has none but jobs.
+_NANNY: Final = """
+import os, sys, time
+for marks in ({}, {"WORKER_JOB_ID": "job"}, {"WORKER_STATE_ID": sys.argv[1]},
+              {"WORKER_JOB_ID": "job", "WORKER_STATE_ID": "other"},
+              {"WORKER_JOB_ID": "job2", "WORKER_STATE_ID": sys.argv[1]},
+              {"WORKER_JOB_ID": "jo", "WORKER_STATE_ID": sys.argv[1]},
+              {"X": "WORKER_JOB_ID=job", "Y": "WORKER_STATE_ID=" + sys.argv[1]}):
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        os.execvpe("sleep", ["sleep", "1000"], {**marks, "PATH": os.environ["PATH"]})
+    print(pid, flush=True)
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+@contextmanager
+def bystanders(state_id: str) -> Iterator[list[int]]:
+    """Processes of ours that look much like those of the job `job` of this state, and are none."""
+    nanny = subprocess.Popen(
+        [sys.executable, "-S", "-E", "-c", _NANNY, state_id], env=_PATH, stdout=subprocess.PIPE, text=True
+    )
+    assert nanny.stdout
+    pids = []
+    for line in nanny.stdout:
+        if line == "ready\n":
+            break
+        pids.append(int(line))
+    try:
+        yield [nanny.pid, *pids]
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        nanny.kill()
+        nanny.wait()
+        nanny.stdout.close()
+
+
+# What tries to get away, as argv. Each says on standard output when it is up, in the words "up".
+_SLEEP: Final = "sleep 1000"
+ESCAPEES: Final[dict[str, list[str]]] = {
+    "child": ["sh", "-c", f"{_SLEEP} & echo up; exec {_SLEEP}"],
+    "setsid": ["sh", "-c", f"setsid sh -c 'echo up; exec {_SLEEP}' & exec {_SLEEP}"],
+    "double fork": ["sh", "-c", f"(setsid sh -c '{_SLEEP} & {_SLEEP} & echo up') & exec {_SLEEP}"],
+    "cleared environment": ["sh", "-c", f"env -i setsid sh -c '(/bin/sleep 1000 &) ; echo up' & exec {_SLEEP}"],
+    "ignores SIGTERM": [
+        "sh",
+        "-c",
+        f"trap '' TERM HUP; setsid sh -c \"trap '' TERM; echo up; {_SLEEP}; {_SLEEP}\" & {_SLEEP}; {_SLEEP}",
+    ],
+    # 2**6 - 1 processes, every second one in a session of its own
+    "fork tree": python(
+        "import os, time\n"
+        "depth = 0\n"
+        "while depth < 5:\n"
+        "    depth += 1\n"
+        "    for _ in range(2):\n"
+        "        if not os.fork():\n"
+        "            if _: os.setsid()\n"
+        "            break\n"
+        "    else:\n"
+        "        break\n"
+        "else: os.write(1, b'u')\n"
+        "if depth == 1: os.write(1, b'up')\n"
+        "time.sleep(1000)\n"
+    ),
+    # Three sessions that fork all the time
+    "forks while killed": [
+        "sh",
+        "-c",
+        'f=\'while :; do sleep 0.03 & done\'; setsid sh -c "$f" & setsid sh -c "$f" & echo up; eval "$f"',
+    ],
+    # One process that is never the same: it forks, exits, and its child goes on in a session of its own.
+    "walks away": python(
+        "import os\n"
+        "if not os.fork():\n"
+        "    os.write(1, b'up')\n"
+        "    while True:\n"
+        "        if os.fork(): os._exit(0)\n"
+        "        os.setsid()\n"
+        "os.wait()\n"
+        "import time; time.sleep(1000)\n"
+    ),
+    "leader first": ["sh", "-c", f"setsid sh -c 'echo up; exec {_SLEEP}' & {_SLEEP} & sleep 0.01"],
+}

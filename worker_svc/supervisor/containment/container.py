@@ -1,0 +1,53 @@
+"""What is kept of a job's container. Slots only: there are as many as there are running jobs."""
+
+from __future__ import annotations
+
+from worker_svc.job import PreconditionFailed
+
+
+class ContainmentError(PreconditionFailed):
+    """A job cannot be contained as asked; `limit` is the field that cannot be enforced, empty if it is none of them."""
+
+    def __init__(self, limit: str, missing: str) -> None:
+        text = f"{limit}: cannot be enforced" if limit else "the job cannot be contained"
+        super().__init__(f"{text}: {missing}")
+        self.limit = limit
+
+
+class Container:
+    __slots__ = (
+        "cgroup_fd",
+        "events_fd",
+        "is_child",
+        "job_id",
+        "known",
+        "name",
+        "number",
+        "pid",
+        "pidfd",
+        "start_ticks",
+        "watched",
+    )
+
+    def __init__(self, job_id: str, name: str, number: int) -> None:
+        self.job_id = job_id
+        self.name = name
+        """Of its cgroup, below the base; empty: it has none."""
+        self.number = number
+        """In the order of creation."""
+        self.cgroup_fd = -1
+        """The directory of its cgroup, for CLONE_INTO_CGROUP, until `started` or `remove`."""
+        self.pid = 0
+        """Of the leader; 0: it is starting, or was never known."""
+        self.pidfd = -1
+        """The leader's, lent by the caller until `leader_gone`."""
+        self.start_ticks = 0
+        self.is_child = True
+        """Whether the leader is (or will be) a child of ours, not of an earlier supervisor's."""
+        self.events_fd = -1
+        self.watched = False
+        self.known: set[tuple[int, int]] | None = None
+        """pid and start time of processes that were once found to be the job's: they stay so."""
+
+    def __repr__(self) -> str:
+        return f"Container({self.job_id!r}, name={self.name!r}, pid={self.pid})"

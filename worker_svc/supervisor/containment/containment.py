@@ -1,0 +1,365 @@
+"""Containment of jobs at the best level that this machine offers: Initialize, Kill, Cleanup, and what goes between.
+
+Two levels: "cgroup", a cgroup v2 group for each job; "subreaper", a session and process group for each job, and /proc
+for what left them. All calls are synchronous and short; nothing here waits for a process to die.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from contextlib import suppress
+from typing import Final
+
+from worker_svc.job import Exit
+from worker_svc.job.cgroup_limits import CgroupLimits
+from worker_svc.supervisor.containment import signals, subreaper
+from worker_svc.supervisor.containment.container import Container, ContainmentError
+from worker_svc.supervisor.containment.groups import NAME_PREFIX, Groups, Unenforceable, Usage, parse_events
+from worker_svc.supervisor.containment.hierarchy import Unusable, find_base
+from worker_svc.supervisor.containment.processes import Process, Survivor, process, survivor
+from worker_svc.supervisor.containment.sweep import JOB_VARIABLE, STATE_VARIABLE, Sweep, send
+
+CGROUP: Final = "cgroup"
+SUBREAPER: Final = "subreaper"
+# Not allowed in a job id: what follows tells apart the groups of jobs that had the same id one after the other.
+_AGAIN: Final = "~"
+_AGAIN_MAX: Final = 100
+
+
+class Containment:
+    """All containers of one state directory. One thread only calls it: the one that reaps."""
+
+    def __init__(self, state_id: str, *, level: str = "", base: str = "") -> None:
+        """level: forces one of the two, ContainmentError if it is not to be had; empty: the best.
+        base: `base_path` of an earlier supervisor of the same state."""
+        self._state_id = state_id
+        self._containers: dict[str, Container] = {}
+        self._sweep = Sweep(state_id, self._containers)
+        self._changes = select.epoll(flags=select.EPOLL_CLOEXEC)
+        self._watched: dict[int, Container] = {}
+        self._leftovers: list[str] = []
+        self._groups: Groups | None = None
+        self.reason = f"the level {level} was asked for" if level == SUBREAPER else ""
+        """Why the level is not "cgroup"; empty if it is."""
+        if level != SUBREAPER:
+            try:
+                self._groups = Groups(find_base(state_id, base))
+            except (Unusable, OSError) as error:
+                self.reason = f"no cgroup can be used: {error}"
+                if level == CGROUP:
+                    raise ContainmentError("", self.reason) from error
+        self.level = SUBREAPER if self._groups is None else CGROUP
+        if self._groups is None:
+            subreaper.set_child_subreaper()
+
+    @property
+    def base_path(self) -> str:
+        """The group that holds the jobs' groups, to be told to the next supervisor; empty at the other level."""
+        return self._groups.base.path if self._groups else ""
+
+    @property
+    def events_fd(self) -> int:
+        """For epoll: readable when `take_events` has something to tell."""
+        return self._changes.fileno()
+
+    def unenforceable(self) -> dict[str, str]:
+        """The fields of CgroupLimits that cannot be enforced here, each with what is missing."""
+        reasons = {field: self._why_not(field) for field in CgroupLimits._fields}
+        return {field: reason for field, reason in reasons.items() if reason}
+
+    def _why_not(self, field: str) -> str:
+        return self._groups.why_not(field) if self._groups else f"it takes cgroup v2, and {self.reason}"
+
+    def check(self, limits: CgroupLimits) -> None:
+        """Raises ContainmentError for the first limit that cannot be enforced: before a job is accepted."""
+        for field in limits.to_json():
+            missing = self._why_not(field)
+            if missing:
+                raise ContainmentError(field, missing)
+
+    def marks(self, job_id: str) -> dict[str, str]:
+        """The environment variables that every process of the job must be started with."""
+        return {JOB_VARIABLE: job_id, STATE_VARIABLE: self._state_id}
+
+    # Initialize
+
+    def create(self, job_id: str, limits: CgroupLimits | None = None) -> Container:
+        """A container for a job that is to be started. Raises ContainmentError, having left nothing."""
+        if self._groups is None and limits is not None:
+            self.check(limits)
+        name = self._make_group(self._groups, job_id, limits) if self._groups else ""
+        container = self._add(job_id, name)
+        self._sweep.starting[container.number] = container
+        try:
+            if self._groups:
+                container.cgroup_fd = self._groups.open(name)
+        except OSError as error:
+            self.remove(container)
+            raise ContainmentError("", error.strerror or str(error)) from error
+        return container
+
+    def _make_group(self, groups: Groups, job_id: str, limits: CgroupLimits | None) -> str:
+        first = f"{NAME_PREFIX}{job_id}"
+        name = first
+        try:
+            for again in range(1, _AGAIN_MAX):
+                try:
+                    groups.make(name, limits)
+                    return name
+                except FileExistsError:
+                    # What an earlier job of this id left. Removed, or killed and let be, never joined.
+                    if not groups.remove(name):
+                        groups.kill(name)
+                        self._keep_leftover(name)
+                        name = f"{first}{_AGAIN}{again}"
+        except Unenforceable as error:
+            raise ContainmentError(error.field, error.missing) from error
+        except OSError as error:
+            raise ContainmentError("", f"{groups.base.path}/{name}: {error.strerror}") from error
+        raise ContainmentError("", f"{groups.base.path}/{first}: earlier jobs of this id will not die")
+
+    def _add(self, job_id: str, name: str) -> Container:
+        self._sweep.last_number += 1
+        container = Container(job_id, name, self._sweep.last_number)
+        self._containers[job_id] = container
+        return container
+
+    def join(self, container: Container, pid: int = 0) -> None:
+        """Moves a process (0: the caller) into the cgroup, for a spawner that cannot have it born there."""
+        if self._groups and container.name:
+            self._groups.join(container.name, pid)
+
+    def started(self, container: Container, pid: int, pidfd: int, start_ticks: int) -> None:
+        """The leader is there. `pidfd` stays the caller's, who keeps it open until `leader_gone`."""
+        container.pid, container.pidfd, container.start_ticks = pid, pidfd, start_ticks
+        self._sweep.starting.pop(container.number, None)
+        self._sweep.add_leader(container)
+        self._close_cgroup_fd(container)
+
+    def adopt(self, job_id: str, pid: int = 0, pidfd: int = -1, start_ticks: int = 0) -> Container:
+        """The container of a job that an earlier supervisor started, whatever level that one had. pid 0: of the
+        leader nothing is known, or it is gone."""
+        container = self._add(job_id, self._existing_group(job_id))
+        container.is_child = False
+        container.pid, container.pidfd, container.start_ticks = pid, pidfd, start_ticks
+        return container
+
+    def find_leader(self, container: Container) -> Process | None:
+        """Of an adopted job whose leader is not on record: the process that leads its session, if it is there."""
+        leaders = [one for one in self._members(container) if one.session == one.pid]
+        return min(leaders, key=lambda one: one.start_ticks, default=None)
+
+    def take_over(self, container: Container, pid: int, pidfd: int, start_ticks: int) -> None:
+        """The leader of an adopted job was found; the pidfd stays the caller's, as in `started`."""
+        container.pid, container.pidfd, container.start_ticks = pid, pidfd, start_ticks
+
+    def _existing_group(self, job_id: str) -> str:
+        first = f"{NAME_PREFIX}{job_id}"
+        names = [name for name in self._groups.names() if name.split(_AGAIN)[0] == first] if self._groups else []
+        # The last one made is the job's; the others are what jobs of the same id left.
+        names.sort(key=lambda name: int(name.partition(_AGAIN)[2] or 0))
+        for name in names[:-1]:
+            self._keep_leftover(name)
+        return names[-1] if names else ""
+
+    def orphans(self) -> set[str]:
+        """Ids of containers that no job here has: once all jobs were adopted, these are to be adopted and killed."""
+        found = self._sweep.marked_jobs() if self._groups is None else set()
+        if self._groups:
+            found |= {name.removeprefix(NAME_PREFIX).split(_AGAIN)[0] for name in self._groups.names()}
+        return found - self._containers.keys()
+
+    # Signals
+
+    def signal(self, container: Container, number: int) -> None:
+        """To the leader's process group; if the leader is gone, to each process. Raises PermissionError."""
+        if container.pidfd >= 0:
+            signals.signal_job(container.pidfd, container.pid, number, is_child=container.is_child)
+            return
+        for one in self._members(container):
+            self._send(container, one, number)
+
+    def _send(self, container: Container, one: Process, number: int) -> None:
+        if self._groups and container.name:
+            groups, name = self._groups, container.name
+            signals.signal_verified(one.pid, number, lambda pid: groups.holds(name, pid))
+        else:
+            send(one, number)
+
+    def freeze(self, container: Container) -> bool:
+        """Pauses the whole job. False: not all of it stands still yet; `take_events` tells when to look again."""
+        if self._groups and container.name and self._groups.freeze(container.name, True):
+            self.watch(container)
+            return self.is_frozen(container)
+        self._signal_tree(container, signal.SIGSTOP)
+        return True
+
+    def thaw(self, container: Container) -> None:
+        if not (self._groups and container.name and self._groups.freeze(container.name, False)):
+            self._signal_tree(container, signal.SIGCONT)
+        if container.pidfd >= 0:
+            self._unwatch(container)
+
+    def is_frozen(self, container: Container) -> bool:
+        return bool(self._groups and container.name and self._groups.events(container.name)[1])
+
+    def _signal_tree(self, container: Container, number: int) -> None:
+        self.signal(container, number)
+        if container.pidfd >= 0 and not container.name:
+            self._sweep.signal_others(container, number)
+
+    # Kill
+
+    def kill(self, container: Container) -> bool:
+        """SIGKILL to the whole tree. True: nothing of it lives any more.
+
+        False: it is watched, look again when `take_events` or `reap_orphans` names it; and in any case call again
+        after a while, since it may fork faster than one call may take.
+        """
+        if self.is_empty(container):
+            return True
+        # By the kernel, all of the group in one step. At the cgroup level too: pam_systemd(8), run by root's su or
+        # sudo, moves a process into a cgroup of its own.
+        if container.pidfd >= 0:
+            # PermissionError: nobody in it is still of our user. They show as survivors.
+            with suppress(PermissionError):
+                signals.signal_job(container.pidfd, container.pid, signal.SIGKILL, is_child=container.is_child)
+        if self._groups and container.name:
+            self._groups.kill(container.name)
+            empty = self.is_empty(container)
+        else:
+            empty = self._sweep.kill(container)
+        if not empty:
+            self.watch(container)
+        return empty
+
+    def is_empty(self, container: Container) -> bool:
+        """Whether no process of the job lives; zombies do not."""
+        if self._groups and container.name:
+            return not (self._groups.events(container.name)[0] or self._is_joining(container))
+        return self._sweep.is_empty(container)
+
+    def _is_joining(self, container: Container) -> bool:
+        """Whether the leader lives, if it is not in its group: a spawner that cannot have it born there moves it."""
+        return container.is_child and container.pidfd >= 0 and not self.has_exited(container)
+
+    def survivors(self, container: Container) -> list[Survivor]:
+        """What lives in spite of a kill, with what it waits in."""
+        return [survivor(one) for one in self._members(container)]
+
+    def _members(self, container: Container) -> list[Process]:
+        if self._groups and container.name:
+            found = [process(pid) for pid in self._groups.pids(container.name)]
+            return [one for one in found if one is not None and one.is_alive]
+        return self._sweep.members(container)
+
+    # Events
+
+    def watch(self, container: Container) -> bool:
+        """From now on the container is named when it may have become empty. False: nobody tells, so look from time to
+        time: a job of an earlier supervisor, without a cgroup."""
+        if container.watched:
+            return bool(container.name) or container.is_child
+        container.watched = True
+        if not (self._groups and container.name):
+            return container.is_child
+        try:
+            container.events_fd = self._groups.open_events(container.name)
+        except FileNotFoundError:
+            return False
+        os.pread(container.events_fd, 4096, 0)  # what changes after this is an event
+        self._watched[container.events_fd] = container
+        self._changes.register(container.events_fd, select.EPOLLPRI)
+        return True
+
+    def _unwatch(self, container: Container) -> None:
+        container.watched = False
+        if container.events_fd >= 0:
+            self._changes.unregister(container.events_fd)
+            del self._watched[container.events_fd]
+            os.close(container.events_fd)
+            container.events_fd = -1
+
+    def take_events(self) -> list[Container]:
+        """The watched containers that became empty, or froze or thawed: look with `is_empty` and `is_frozen`."""
+        changed = []
+        for fd, _ in self._changes.poll(0):
+            container = self._watched[fd]
+            try:
+                parse_events(os.pread(fd, 4096, 0).decode())
+            except OSError:  # ENODEV: the group was removed by somebody else
+                self._changes.modify(fd, 0)
+            changed.append(container)
+        return changed
+
+    def reap_orphans(self) -> list[Container]:
+        """After SIGCHLD: reaps dead children that are no leaders. Names the watched containers that may be empty."""
+        if self._groups or not self._sweep.reap_orphans():
+            return []
+        return [container for container in self._containers.values() if container.watched]
+
+    # The leader's end
+
+    def has_exited(self, container: Container) -> bool:
+        """Whether the leader, our child, has exited and is not reaped."""
+        return signals.has_exited(container.pid)
+
+    def take_exit(self, container: Container) -> Exit | None:
+        """Reaps the leader, our child: `kill` first, since till then its number is safely the job's. None: it lives."""
+        ended = signals.take_exit(container.pid)
+        if ended is not None:
+            self.leader_gone(container)
+        return ended
+
+    def leader_gone(self, container: Container) -> None:
+        """The leader is reaped, by whomever; its pidfd is not used any more."""
+        self._sweep.drop_leader(container)
+        container.pidfd = -1
+
+    # Cleanup
+
+    def usage(self, container: Container) -> Usage:
+        """Of the whole tree up to now; all None without a cgroup, where wait4(2) tells of the leader's."""
+        return self._groups.usage(container.name) if self._groups and container.name else Usage()
+
+    def remove(self, container: Container) -> bool:
+        """Lets go of the container, also of one whose spawn failed. False: its group could not be removed yet, being
+        not empty; `tidy` does it later."""
+        self._unwatch(container)
+        self._close_cgroup_fd(container)
+        self._sweep.starting.pop(container.number, None)
+        self._sweep.drop_leader(container)
+        if self._containers.get(container.job_id) is container:
+            del self._containers[container.job_id]
+        if self._groups is None or not container.name or self._groups.remove(container.name):
+            return True
+        self._keep_leftover(container.name)
+        return False
+
+    def _keep_leftover(self, name: str) -> None:
+        if name not in self._leftovers:
+            self._leftovers.append(name)
+
+    def tidy(self) -> int:
+        """Kills and removes what `remove` could not. The number of groups that are still left."""
+        if self._groups:
+            for name in self._leftovers[:]:
+                self._groups.kill(name)
+                if self._groups.remove(name):
+                    self._leftovers.remove(name)
+        return len(self._leftovers)
+
+    def close(self) -> None:
+        """Before the process ends. The base goes too if no job is in it."""
+        self._changes.close()
+        if self._groups:
+            with suppress(OSError):  # jobs run on in it, for the next supervisor
+                os.rmdir(self._groups.base.path)
+            self._groups.close()
+
+    def _close_cgroup_fd(self, container: Container) -> None:
+        if container.cgroup_fd >= 0:
+            os.close(container.cgroup_fd)
+            container.cgroup_fd = -1

@@ -1,0 +1,125 @@
+"""What /proc tells of processes (proc_pid_stat(5), proc_pid_environ(5), proc_pid_wchan(5))."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final, NamedTuple
+
+# An environment and arguments together are at most a quarter of the stack limit (execve(2)), usually 2 MiB.
+_ENVIRON_MAX_BYTES: Final = 8 * 1024 * 1024
+# 52 numbers and a name of at most 64 bytes.
+_STAT_MAX_BYTES: Final = 2048
+
+
+class Process(NamedTuple):
+    pid: int
+    state: str
+    ppid: int
+    pgrp: int
+    session: int
+    threads: int
+    start_ticks: int
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        return self.pid, self.start_ticks
+
+    @property
+    def is_alive(self) -> bool:
+        # A main thread that ended before the others shows as a zombie, but the process lives.
+        return self.state not in "ZX" or self.threads > 1
+
+
+class Survivor(NamedTuple):
+    """A process that did not die: its state (D: it waits in the kernel, uninterruptibly) and in which function."""
+
+    pid: int
+    state: str
+    wchan: str
+    stack: str = ""
+    """What the kernel does for it, where we may read that (root)."""
+
+
+def process(pid: int) -> Process | None:
+    """None: there is no such process, or we cannot see it."""
+    text = _read(f"/proc/{pid}/stat", _STAT_MAX_BYTES)
+    if not text:
+        return None
+    # The name in field 2 can hold spaces and brackets.
+    fields = text.rpartition(b")")[2].split(None, 20)
+    return Process(
+        pid,
+        fields[0].decode(),
+        int(fields[1]),
+        int(fields[2]),
+        int(fields[3]),
+        int(fields[17]),
+        int(fields[19]),
+    )
+
+
+def snapshot() -> dict[int, Process]:
+    """All processes, one after the other: not the state of one moment."""
+    found = {}
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            one = process(int(name))
+            if one is not None:
+                found[one.pid] = one
+    return found
+
+
+def own_children(main_pid: int) -> list[int] | None:
+    """The children of our main thread, zombies too. None: this kernel does not tell (CONFIG_PROC_CHILDREN).
+
+    A subreaper's orphans go to its first living thread (find_new_reaper in kernel/exit.c). proc_tid_children(5) warns
+    that the list is reliable only while no child goes away: ours do that only when this thread reaps them.
+    """
+    text = _read(f"/proc/self/task/{main_pid}/children", 1024 * 1024)
+    return None if text is None else [int(pid) for pid in text.split()]
+
+
+def environ_has(pid: int, entries: tuple[bytes, ...]) -> bool:
+    """Whether the process was given all these NAME=value entries when it was executed."""
+    text = _read(f"/proc/{pid}/environ", _ENVIRON_MAX_BYTES)
+    if not text:
+        return False
+    text = b"\0" + text + b"\0"
+    return all(b"\0" + entry + b"\0" in text for entry in entries)
+
+
+def environ_value(pid: int, name: bytes) -> str:
+    """The value of a variable that the process was executed with; empty if there is none."""
+    text = b"\0" + (_read(f"/proc/{pid}/environ", _ENVIRON_MAX_BYTES) or b"")
+    return os.fsdecode(text.partition(b"\0" + name + b"=")[2].partition(b"\0")[0])
+
+
+def survivor(one: Process) -> Survivor:
+    wchan = (_read(f"/proc/{one.pid}/wchan", 256) or b"").decode(errors="replace").strip()
+    stack = (_read(f"/proc/{one.pid}/stack", 4096) or b"").decode(errors="replace").strip()
+    return Survivor(one.pid, one.state, "" if wchan == "0" else wchan, stack)
+
+
+def _read(path: str, limit: int) -> bytes | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise  # else a process would seem to be gone
+        return None
+    try:
+        if limit <= _STAT_MAX_BYTES:
+            return os.read(fd, limit)  # the kernel makes such a short file in one piece
+        parts = []
+        while limit > 0:
+            part = os.read(fd, min(limit, 64 * 1024))
+            if not part:
+                break
+            parts.append(part)
+            limit -= len(part)
+        return b"".join(parts)
+    except OSError:  # ESRCH: it went away meanwhile
+        return None
+    finally:
+        os.close(fd)
