@@ -26,8 +26,11 @@ def listen(state_dir: str) -> socket.socket:
         path = f"/proc/self/fd/{folder}/{frames.SOCKET_NAME}"
         if os.path.lexists(path):
             os.unlink(path)
-        listener.bind(path)
-        os.chmod(path, 0o600)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(mask)
     finally:
         os.close(folder)
     listener.listen(_BACKLOG)

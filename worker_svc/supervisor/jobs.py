@@ -1,74 +1,106 @@
-"""The life of every job: sole author of transitions.
-
-Decides by the pure table, writes into the ledger, and acts on processes. What must be durable first is left to the
-ledger; signals alone do not wait for the disk: a job that fills it must be stoppable.
-"""
+"""The life of every job that is not finished: accepted, started, watched, ended; and taken over from an earlier
+supervisor."""
 
 from __future__ import annotations
 
 import os
 import select
-import signal
 import sqlite3
 import time
-from collections import deque
+from collections import OrderedDict
 from functools import partial
 from typing import Any, Final
 
 from worker_svc.job import (
-    DURATION_MAX_S,
+    CgroupLimits,
     Event,
     Exit,
     JobError,
     JobSpec,
     JobState,
     Outcome,
+    OutputPolicy,
     PreconditionFailed,
+    ProcessLimits,
     ResourceExhausted,
     StopCause,
-    Transition,
-    error_text,
-    next_state,
-    outcome_of,
 )
-from worker_svc.supervisor import adoption, containment
+from worker_svc.supervisor import adoption, crashpoints
+from worker_svc.supervisor.containment import Containment, ContainmentError
+from worker_svc.supervisor.endings import Endings
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.ledger import Ledger
 from worker_svc.supervisor.livejob import LiveJob
+from worker_svc.supervisor.mailbox import Mailbox
+from worker_svc.supervisor.output_guard import OutputGuard, can_drop_head
+from worker_svc.supervisor.retention import Retention, check_floor
 from worker_svc.supervisor.settings import Settings
-from worker_svc.supervisor.spawn import LaunchPlan, Spawned, Spawner, SpawnFailed
+from worker_svc.supervisor.spawn import IMPLEMENTATION, LaunchPlan, Spawned, Spawner, SpawnFailed
+from worker_svc.supervisor.stops import Stops
 from worker_svc.supervisor.store import JobStore, LiveRow, output_path, stderr_path
 from worker_svc.supervisor.timers import NS_PER_S, Timers
+from worker_svc.supervisor.transitions import Transitions
 
-# How long after its end an adopted process may wait for its parent to reap it, before we give its status up.
-_EXIT_STATUS_WAIT_S: Final = 5.0
+_NO_LIMITS: Final = CgroupLimits()
 
 
 class Jobs:
     """All jobs that are not finished, their slots and their queue."""
 
     def __init__(
-        self, state_dir: str, store: JobStore, ledger: Ledger, epoll: select.epoll, timers: Timers
+        self,
+        state_dir: str,
+        store: JobStore,
+        ledger: Ledger,
+        epoll: select.epoll,
+        timers: Timers,
+        mailbox: Mailbox,
+        containment: Containment,
+        spawner: str,
+        inherited: ProcessLimits,
     ) -> None:
+        """`inherited` is what jobs have of the limits that the supervisor changed for itself."""
         self.state_dir = state_dir
         self.settings = Settings.from_store(store)
         self._store = store
         self._ledger = ledger
         self._epoll = epoll
         self._timers = timers
+        self._transitions = Transitions(ledger)
+        self.retention = Retention(state_dir, store, ledger)
         self._boot_id = adoption.boot_id()
         self._by_id: dict[str, LiveJob] = {}
         self._by_pidfd: dict[int, LiveJob] = {}
-        self._queue: deque[LiveJob] = deque()
+        self._queue: OrderedDict[str, LiveJob] = OrderedDict()
         self.queued = 0
         self.running = 0
-        self._spawned: deque[tuple[LiveJob, Spawned | SpawnFailed]] = deque()
-        self.spawned_bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        """Readable when a spawner thread is done with a job: then call `take_spawned`."""
-        self._spawner = Spawner(self._on_spawner_thread)
+        self._mailbox = mailbox
+        self._inherited = inherited
+        self.containment = containment
+        self.spawner = Spawner(
+            lambda job, result: mailbox.post(partial(self._on_spawned, job, result)), spawner or IMPLEMENTATION
+        )
+        self._guard = OutputGuard(lambda job: mailbox.post(partial(self._on_output_exceeded, job)))
+        self.can_drop_head = can_drop_head(f"{state_dir}/output")
+        self.stops = Stops(
+            self._transitions,
+            timers,
+            containment,
+            self._end_queued,
+            self._on_unkillable,
+            lambda job: self.spawner.kill(job),
+            # In this turn, but after what is under way.
+            lambda job: timers.after(0.0, partial(self.endings.look_again, job), job),
+        )
+        self.endings = Endings(containment, epoll, timers, self._end, self.lose)
 
     def __len__(self) -> int:
         return len(self._by_id)
+
+    def stop_all(self) -> None:
+        for job in list(self._by_id.values()):
+            if job.state is not JobState.FINISHED:
+                self.stops.stop(job)
 
     def get(self, job_id: str) -> LiveJob | None:
         return self._by_id.get(job_id)
@@ -76,18 +108,10 @@ class Jobs:
     def with_pidfd(self, fd: int) -> LiveJob | None:
         return self._by_pidfd.get(fd)
 
-    def _move(self, job: LiveJob, event: Event, *, changes: dict[str, Any] | None = None, **fields: Any) -> bool:
-        """Moves a job by the table. False: the event changes nothing in its state."""
-        to_state = next_state(job.state, event)
-        if to_state is None:
-            return False
-        moved = Transition(0, job.job_id, time.time_ns(), job.state, to_state, pid=job.pid, **fields)
-        self._ledger.move(job, moved, changes or {})
-        job.state = to_state
-        return True
-
     def accept(self, job: LiveJob, spec: JobSpec, stdin: bytes) -> None:
-        """Takes a new job: into a slot, or into the queue. Raises ResourceExhausted."""
+        """Takes a new job: into a slot, or into the queue. Raises ResourceExhausted, PreconditionFailed."""
+        check_floor(self.state_dir, self.settings)
+        self._check_limits(spec)
         has_slot = self.running < self.settings.slots and not self.queued
         if not has_slot and self.queued >= self.settings.queue_length:
             raise ResourceExhausted(
@@ -101,15 +125,26 @@ class Jobs:
             job.spec, job.stdin = spec, stdin
             self._launch(job)
         else:
-            self._move(job, Event.ENQUEUE)
-            self._queue.append(job)
+            self._transitions.move(job, Event.ENQUEUE)
+            self._queue[job.job_id] = job
             self.queued += 1
-            self._ledger.then(partial(self._answer_start, job))
+            self._ledger.then(partial(self._answer_queued, job))
+
+    def _check_limits(self, spec: JobSpec) -> None:
+        """Refused now rather than recorded and refused later, when its turn comes."""
+        if spec.cgroup_limits != _NO_LIMITS:
+            try:
+                self.containment.check(spec.cgroup_limits)
+            except ContainmentError as error:
+                raise PreconditionFailed(_text_of(error)) from error
 
     def take_back(self, job: LiveJob) -> None:
         """Its acceptance could not be recorded: it never was."""
-        if job.state is JobState.QUEUED:
+        if job.state is JobState.FINISHED:  # stopped in the same turn: it holds nothing any more
+            self.retention.on_deleted(0)
+        elif job.state is JobState.QUEUED:
             self.queued -= 1
+            del self._queue[job.job_id]
         else:
             self.running -= 1
         job.state = JobState.NEW
@@ -118,14 +153,13 @@ class Jobs:
 
     def promote(self) -> None:
         while self._queue and self.running < self.settings.slots:
-            job = self._queue.popleft()
-            if job.state is JobState.QUEUED:  # else it was stopped while it waited
-                self.queued -= 1
-                self._launch(job)
+            _, job = self._queue.popitem(last=False)
+            self.queued -= 1
+            self._launch(job)
 
     def _launch(self, job: LiveJob) -> None:
         self.running += 1
-        self._move(job, Event.LAUNCH, queued_ns=time.time_ns() - job.accepted_ns)
+        self._transitions.move(job, Event.LAUNCH, queued_ns=time.time_ns() - job.accepted_ns)
         self._ledger.then(partial(self._spawn, job))
 
     def _spawn(self, job: LiveJob) -> None:
@@ -135,95 +169,122 @@ class Jobs:
             spec = job.spec or self._store.spec_of(job.ordinal)
             stdin = job.stdin or (self._store.stdin_of(job.ordinal) if spec.stdin_size_bytes else b"")
         except sqlite3.Error as error:
-            self._spawned.append((job, SpawnFailed(f"the job's record could not be read: {error}")))
-            os.eventfd_write(self.spawned_bell, 1)
+            failed = SpawnFailed(f"the job's record could not be read: {error}")
+            self._mailbox.post(partial(self._on_spawned, job, failed))
             return
         job.spec, job.stdin = None, b""
         job.take(spec)
+        try:
+            limits = spec.cgroup_limits if spec.cgroup_limits != _NO_LIMITS else None
+            job.container = self.containment.create(job.job_id, limits)
+        except ContainmentError as error:
+            self._mailbox.post(partial(self._on_spawned, job, SpawnFailed(_text_of(error))))
+            return
         plan = LaunchPlan(
-            argv=spec.argv,
-            env={**self.settings.base_env, **spec.env, "WORKER_JOB_ID": job.job_id},
+            argv=spec.checked_argv,
+            env={**self.settings.base_env, **spec.env, **self.containment.marks(job.job_id)},
+            cgroup_fd=job.container.cgroup_fd,
             cwd=spec.cwd,
             stdin=stdin,
             stdout_path=output_path(self.state_dir, job.job_id),
             stderr_path=stderr_path(self.state_dir, job.job_id) if spec.separate_stderr else "",
+            limits=spec.process_limits,
+            inherited=self._inherited,
+            identity=spec.identity,
+            sandbox=spec.sandbox,
+            user_env=self._user_env(spec),
+            checked=spec.checked,
         )
-        self._spawner.submit(job, plan)
+        if crashpoints.is_armed:
+            crashpoints.reach("before-spawn")
+        self.spawner.submit(job, plan)
 
-    def _on_spawner_thread(self, job: LiveJob, result: Spawned | SpawnFailed) -> None:
-        self._spawned.append((job, result))
-        os.eventfd_write(self.spawned_bell, 1)
-
-    def take_spawned(self) -> None:
-        os.eventfd_read(self.spawned_bell)
-        while self._spawned:
-            self._on_spawned(*self._spawned.popleft())
+    def _user_env(self, spec: JobSpec) -> tuple[str, ...]:
+        """A job of another user is not to find our HOME; what the spec itself sets stays."""
+        if not spec.identity.user:
+            return ()
+        return tuple(name for name in self.settings.user_env if name not in spec.env)
 
     def _on_spawned(self, job: LiveJob, result: Spawned | SpawnFailed) -> None:
+        if crashpoints.is_armed:
+            crashpoints.reach("after-spawn")
+        if isinstance(result, SpawnFailed) and job.given_up:
+            self._finish(job, Event.SPAWN_FAILED, outcome=Outcome.STOPPED, reason="stopped before it started")
+            self._ledger.then(partial(self._answer_start, job))
+            return
         if isinstance(result, SpawnFailed):
             self._finish(job, Event.SPAWN_FAILED, outcome=Outcome.START_FAILED, reason=str(result))
             self._ledger.then(partial(self._answer_start, job, PreconditionFailed(str(result))))
             return
-        job.pid, job.pidfd = result.pid, result.pidfd
+        assert job.container is not None
+        self.containment.started(job.container, result.pid, result.pidfd, result.start_ticks)
+        self.go_on_running(job, result, time.time_ns())
+
+    def go_on_running(self, job: LiveJob, found: Spawned, started_ns: int) -> None:
+        """The job's process is there: just spawned, or found by a new supervisor."""
+        job.pid, job.pidfd = found.pid, found.pidfd
         job.started_monotonic_ns = time.monotonic_ns()
         changes = {
             "pid": job.pid,
-            "started_ns": time.time_ns(),
+            "started_ns": started_ns,
             "boot_id": self._boot_id,
-            "start_ticks": result.start_ticks,
+            "start_ticks": found.start_ticks,
             "started_monotonic_ns": job.started_monotonic_ns,
         }
-        self._move(job, Event.SPAWNED, changes=changes)
+        self._transitions.move(job, Event.SPAWNED, changes=changes)
         self._ledger.then(partial(self._answer_start, job))
-        self._watch(job)
+        self.watch(job)
         if job.asked is not None:
-            self.stop(job, *job.asked)
+            self.stops.stop(job, *job.asked)
 
-    def _watch(self, job: LiveJob) -> None:
+    def watch(self, job: LiveJob) -> None:
+        """From now on its exit, its timeout and its output are looked after."""
         self._by_pidfd[job.pidfd] = job
         self._epoll.register(job.pidfd, select.EPOLLIN)
         if job.timeout_s > 0:
             age_s = (time.monotonic_ns() - job.started_monotonic_ns) / NS_PER_S
-            self._timers.after(max(0.0, job.timeout_s - age_s), job, self._on_timeout)
+            self._timers.after(max(0.0, job.timeout_s - age_s), partial(self.stops.on_timeout, job), job)
+        self._guard_output(job)
 
-    def on_exit(self, job: LiveJob, events: int) -> None:
-        if job.adopted:
-            self._on_adopted_exit(job, events)
+    def _guard_output(self, job: LiveJob) -> None:
+        policy = job.output_policy
+        if policy is OutputPolicy.NONE or not job.output_max_bytes:
             return
-        ended = containment.reap(job.pidfd, job.pid)
-        if ended is not None:
-            self._end(job, ended)
+        if policy is OutputPolicy.DROP_HEAD and not self.can_drop_head:
+            policy = OutputPolicy.STOP
+        try:
+            for path in self._output_paths(job):
+                self._guard.guard(job, path, job.output_max_bytes, policy)
+        except OSError as error:
+            note("output.not_guarded", job_id=job.job_id, reason=str(error))
 
-    def _on_adopted_exit(self, job: LiveJob, events: int) -> None:
-        """Of a process that is not our child: its status can be had once its parent has reaped it, told by EPOLLHUP."""
-        if not job.exited:
-            job.exited = True
-            containment.signal_job(job.pidfd, job.pid, signal.SIGKILL, is_child=False)
-            self._epoll.modify(job.pidfd, 0)  # EPOLLHUP comes all the same, EPOLLIN would come for ever
-            self._timers.after(_EXIT_STATUS_WAIT_S, job, self._take_adopted_status)
-        if events & select.EPOLLHUP:
-            self._take_adopted_status(job)
+    def _output_paths(self, job: LiveJob) -> list[str]:
+        paths = [output_path(self.state_dir, job.job_id)]
+        return [*paths, stderr_path(self.state_dir, job.job_id)] if job.separate_stderr else paths
 
-    def _take_adopted_status(self, job: LiveJob) -> None:
-        if job.state is JobState.FINISHED:
-            return
-        ended = adoption.exit_of(job.pidfd)
-        if ended is not None:
-            self._end(job, ended)
-        else:
-            self.lose(job, "it ended after its supervisor had died, and this kernel does not tell its exit status")
+    def _on_output_exceeded(self, job: LiveJob) -> None:
+        if job.state is JobState.RUNNING:
+            self.stops.stop(job, cause=StopCause.OUTPUT)
+        elif job.state is JobState.STOPPING:  # it writes on, and its head cannot be dropped
+            self.stops.kill_after(job, 0.0)
 
-    def _end(self, job: LiveJob, ended: Exit) -> None:
-        outcome = outcome_of(ended, job.stop_cause)
+    def _on_unkillable(self, job: LiveJob) -> None:
+        stuck = self.endings.survivors_text(job)
+        if stuck != job.stuck:
+            job.stuck = stuck
+            note("job.unkillable", job_id=job.job_id, stuck=stuck)
+            self._ledger.annotate(job, {"stuck": stuck})
+
+    def _end(self, job: LiveJob, ended: Exit, outcome: Outcome, reason: str, stuck: str) -> None:
         self._finish(
             job,
             Event.EXIT,
             outcome=outcome,
             exit_code=ended.exit_code,
             signal=ended.signal,
-            reason=error_text(ended, outcome, job.timeout_s),
+            reason=reason,
             cpu_ns=ended.cpu_ns,
-            changes={"peak_memory_bytes": ended.peak_memory_bytes},
+            changes={"peak_memory_bytes": ended.peak_memory_bytes, "stuck": stuck},
         )
 
     def lose(self, job: LiveJob, reason: str) -> None:
@@ -233,6 +294,7 @@ class Jobs:
         """The one way out of life: records how it ended and lets go of all that it held."""
         if job.state is JobState.QUEUED:
             self.queued -= 1
+            del self._queue[job.job_id]
         else:
             self.running -= 1
         wall_ns = time.monotonic_ns() - job.started_monotonic_ns if job.started_monotonic_ns else None
@@ -245,10 +307,13 @@ class Jobs:
             "reason": fields["reason"],
             "finished_ns": time.time_ns(),
             "wall_ns": wall_ns,
-            "output_size_bytes": _size_of(output_path(self.state_dir, job.job_id)),
-            "stderr_size_bytes": _size_of(stderr_path(self.state_dir, job.job_id)),
+            **({"paused": 0} if job.paused else {}),
+            **self._final_sizes(job),
         }
-        self._move(job, event, changes=columns, wall_ns=wall_ns, **fields)
+        self._transitions.move(job, event, changes=columns, wall_ns=wall_ns, **fields)
+        if job.container is not None:
+            self.endings.let_go(job.container)
+            job.container = None
         if job.pidfd >= 0:
             # Before closing: epoll was seen to report a closed pidfd.
             if self._by_pidfd.pop(job.pidfd, None):
@@ -257,71 +322,33 @@ class Jobs:
             job.pidfd = -1
         self._ledger.then(partial(self._let_go, job))
 
+    def _final_sizes(self, job: LiveJob) -> dict[str, int | None]:
+        """The sizes at the end, which are where streams of the output end, and what is left of it on disk."""
+        columns: dict[str, int | None] = {}
+        stored_bytes = 0
+        for name, path in zip(("output_size_bytes", "stderr_size_bytes"), self._output_paths(job), strict=False):
+            self._guard.release(path)
+            try:
+                found = os.stat(path)
+            except OSError:  # it never started, an operator removed it, or its disk is dead
+                columns[name] = None
+                continue
+            columns[name] = found.st_size
+            stored_bytes += found.st_blocks * 512
+        self.retention.on_finished(stored_bytes)
+        return {**columns, "stored_bytes": stored_bytes}
+
+    def _end_queued(self, job: LiveJob) -> None:
+        self._finish(job, Event.STOP, outcome=Outcome.STOPPED, reason="stopped before it started")
+
     def _let_go(self, job: LiveJob) -> None:
         """Only now that its end is on disk: until then the store would say it still runs."""
-        del self._by_id[job.job_id]
+        if self._by_id.get(job.job_id) is job:  # else it was taken back
+            del self._by_id[job.job_id]
 
-    def stop(
-        self,
-        job: LiveJob,
-        number: int | None = None,
-        grace_s: float | None = None,
-        *,
-        event: Event = Event.STOP,
-    ) -> None:
-        """Asks a job to end. Asked again, it is signalled again if a signal is named, and the nearer end counts."""
-        cause = StopCause.TIMEOUT if event is Event.TIME_OUT else StopCause.REQUEST
-        if job.state is JobState.STARTING:
-            job.asked = (number, grace_s)
-            return
-        if job.state is JobState.QUEUED:
-            job.stop_cause = cause
-            self._finish(job, Event.STOP, outcome=Outcome.STOPPED, reason="stopped before it started")
-            return
-        moved = self._move(
-            job,
-            event,
-            changes={"stop_cause": int(cause)},
-            reason="timeout" if cause is StopCause.TIMEOUT else "stop requested",
-        )
-        if moved:
-            job.stop_cause = cause
-        if job.state is not JobState.STOPPING:
-            return
-        if moved or number is not None:
-            self._stop_signal(job, job.stop_signal if number is None else number)
-        self._kill_after(job, job.stop_grace_s if grace_s is None else grace_s)
-
-    def _kill_after(self, job: LiveJob, grace_s: float) -> None:
-        kill_at_ns = time.monotonic_ns() + int(min(grace_s, DURATION_MAX_S) * NS_PER_S)
-        if job.kill_at_ns and job.kill_at_ns <= kill_at_ns:
-            return
-        job.kill_at_ns = kill_at_ns
-        if grace_s <= 0:
-            self._kill(job)
-        else:
-            self._timers.after(grace_s, job, self._kill)
-
-    def _kill(self, job: LiveJob) -> None:
-        if job.state is JobState.STOPPING and time.monotonic_ns() >= job.kill_at_ns:
-            self._stop_signal(job, signal.SIGKILL)
-
-    def _on_timeout(self, job: LiveJob) -> None:
-        if job.state is JobState.RUNNING:
-            self.stop(job, event=Event.TIME_OUT)
-
-    def signal(self, job: LiveJob, number: int) -> None:
-        """Raises PreconditionFailed if the job's processes may not be signalled (they changed their user)."""
-        try:
-            containment.signal_job(job.pidfd, job.pid, number, is_child=not job.adopted)
-        except PermissionError as error:
-            raise PreconditionFailed(f"the supervisor may not signal pid {job.pid}: {error.strerror}") from error
-
-    def _stop_signal(self, job: LiveJob, number: int) -> None:
-        try:
-            self.signal(job, number)
-        except PreconditionFailed as error:
-            note("job.not_signalled", job_id=job.job_id, signal=number, reason=error.message)
+    def _answer_queued(self, job: LiveJob) -> None:
+        if job.state is not JobState.STARTING:  # else a slot fell free in the same turn: the spawn will answer
+            self._answer_start(job)
 
     def _answer_start(self, job: LiveJob, error: JobError | None = None) -> None:
         waiting, job.waiting = job.waiting or [], None
@@ -331,44 +358,22 @@ class Jobs:
             else:
                 connection.send({"r": request, "ok": {"state": int(job.state), "existed": existed}})
 
-    def recover(self, *, owns_processes: bool) -> None:
-        """Goes on with the jobs that an earlier supervisor left: once, before the first turn.
-
-        owns_processes: false for the copy of a state directory, whose processes are the original's.
-        """
-        for row in self._store.live():
-            job = LiveJob(row.job_id, row.fingerprint, row.accepted_ns)
-            job.ordinal, job.state = row.ordinal, row.state
-            job.stop_cause = StopCause(row.stop_cause)
-            job.started_monotonic_ns = row.started_monotonic_ns
-            job.pid = row.pid
-            self._by_id[job.job_id] = job
-            if row.state is JobState.QUEUED:
-                self._queue.append(job)
-                self.queued += 1
-            else:
-                self.running += 1
-                self._recover_started(job, row, owns_processes)
-        note("supervisor.recovered", running=self.running, queued=self.queued, sequence=self._store.sequence)
-
-    def _recover_started(self, job: LiveJob, row: LiveRow, owns_processes: bool) -> None:
-        reason = adoption.lost_reason(row, self._boot_id, owns_processes)
-        if reason:
-            self.lose(job, reason)
-            return
-        pidfd = adoption.open_pidfd(row.pid, row.start_ticks)
-        if pidfd is None:
-            self.lose(job, "it ended while no supervisor was there")
-            return
-        job.pidfd, job.adopted = pidfd, True
-        job.take(self._store.spec_of(job.ordinal))
-        self._watch(job)
-        if job.state is JobState.STOPPING:
-            self._kill_after(job, job.stop_grace_s)
+    def put_back(self, row: LiveRow) -> LiveJob:
+        """A job that an earlier supervisor left, as it was recorded; not watched yet."""
+        job = LiveJob(row.job_id, row.fingerprint, row.accepted_ns, row.owner)
+        job.ordinal, job.state = row.ordinal, row.state
+        job.stop_cause = StopCause(row.stop_cause)
+        job.started_monotonic_ns = row.started_monotonic_ns
+        job.pid, job.paused = row.pid, bool(row.paused)
+        self._by_id[job.job_id] = job
+        if row.state is JobState.QUEUED:
+            self._queue[job.job_id] = job
+            self.queued += 1
+        else:
+            self.running += 1
+        return job
 
 
-def _size_of(path: str) -> int | None:
-    try:
-        return os.stat(path).st_size
-    except FileNotFoundError:
-        return None
+def _text_of(error: ContainmentError) -> str:
+    """In the words of the API, where the limits are fields of `limits`."""
+    return f"limits.{error.message}" if error.limit else error.message

@@ -11,7 +11,9 @@ import time
 
 
 def note(event: str, **fields: object) -> None:
-    line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **fields})
+    seconds, ns = divmod(time.time_ns(), 1_000_000_000)
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    line = json.dumps({"time": f"{moment}.{ns // 1000:06d}Z", "event": event, **fields})
     try:
         os.write(2, line.encode() + b"\n")
     except OSError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from worker_svc.job import JobSpec, Transition
 from worker_svc.supervisor.livejob import LiveJob
@@ -28,15 +28,28 @@ class _Move(NamedTuple):
     changes: dict[str, Any]
 
 
+class _Annotate(NamedTuple):
+    job: LiveJob
+    changes: dict[str, Any]
+
+
 class _Delete(NamedTuple):
     job_id: str
+
+
+class _DropEvents(NamedTuple):
+    until_sequence: int
+
+
+_Entry: TypeAlias = _Add | _Move | _Annotate | _Delete | _DropEvents
 
 
 class Ledger:
     def __init__(self, store: JobStore) -> None:
         self._store = store
-        self._pending: list[_Add | _Move | _Delete] = []
+        self._pending: list[_Entry] = []
         self._effects: list[Callable[[], None]] = []
+        self._urgent: list[Callable[[], None]] = []
         self.failure = ""
         """Why the last commit failed; empty after one that succeeded."""
 
@@ -46,12 +59,23 @@ class Ledger:
     def move(self, job: LiveJob, moved: Transition, changes: dict[str, Any]) -> None:
         self._pending.append(_Move(job, moved, changes))
 
+    def annotate(self, job: LiveJob, changes: dict[str, Any]) -> None:
+        """Changes columns of a job without a move."""
+        self._pending.append(_Annotate(job, changes))
+
     def delete(self, job_id: str) -> None:
         self._pending.append(_Delete(job_id))
+
+    def drop_events(self, until_sequence: int) -> None:
+        self._pending.append(_DropEvents(until_sequence))
 
     def then(self, effect: Callable[[], None]) -> None:
         """Runs `effect` once all that was decided so far is on disk."""
         self._effects.append(effect)
+
+    def soon(self, effect: Callable[[], None]) -> None:
+        """Runs `effect` in this turn, after the attempt to put what was decided on disk, whatever came of that."""
+        self._urgent.append(effect)
 
     @property
     def is_behind(self) -> bool:
@@ -79,20 +103,28 @@ class Ledger:
         effects, self._effects = self._effects, []
         return effects
 
+    def take_urgent(self) -> list[Callable[[], None]]:
+        urgent, self._urgent = self._urgent, []
+        return urgent
+
     def take_back_new(self) -> list[LiveJob]:
         """Forgets the jobs whose acceptance is not on disk, and all their moves. Returns them."""
         new = [entry.job for entry in self._pending if isinstance(entry, _Add)]
         gone = set(map(id, new))
         self._pending = [
-            entry for entry in self._pending if isinstance(entry, _Delete) or id(entry.job) not in gone
+            entry for entry in self._pending if isinstance(entry, _Delete | _DropEvents) or id(entry.job) not in gone
         ]
         return new
 
-    def _write(self, entry: _Add | _Move | _Delete) -> None:
+    def _write(self, entry: _Entry) -> None:
         match entry:
             case _Add(job, spec, stdin):
-                job.ordinal = self._store.add_job(job.job_id, spec, job.fingerprint, job.accepted_ns, stdin)
+                job.ordinal = self._store.add_job(job.job_id, spec, job.fingerprint, job.accepted_ns, stdin, job.owner)
             case _Move(job, moved, changes):
                 self._store.add_transition(job.ordinal, moved, changes)
+            case _Annotate(job, changes):
+                self._store.annotate(job.ordinal, changes)
             case _Delete(job_id):
                 self._store.delete_job(job_id)
+            case _DropEvents(until_sequence):
+                self._store.drop_events(until_sequence)

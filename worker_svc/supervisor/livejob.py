@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from worker_svc.job import JobSpec, JobState, StopCause
+from worker_svc.job import Exit, JobSpec, JobState, LeaderExit, OutputPolicy, StopCause
 
 if TYPE_CHECKING:
     from worker_svc.supervisor.connections import Connection
+    from worker_svc.supervisor.containment import Container
 
 
 class LiveJob:
@@ -15,13 +16,21 @@ class LiveJob:
         "accepted_ns",
         "adopted",
         "asked",
+        "container",
+        "ended",
         "exited",
         "fingerprint",
+        "given_up",
         "job_id",
         "kill_at_ns",
         "ordinal",
+        "output_max_bytes",
+        "output_policy",
+        "owner",
+        "paused",
         "pid",
         "pidfd",
+        "separate_stderr",
         "spec",
         "started_monotonic_ns",
         "state",
@@ -29,14 +38,17 @@ class LiveJob:
         "stop_cause",
         "stop_grace_s",
         "stop_signal",
+        "stuck",
         "timeout_s",
         "waiting",
+        "waits_for_tree",
     )
 
-    def __init__(self, job_id: str, fingerprint: str, accepted_ns: int) -> None:
+    def __init__(self, job_id: str, fingerprint: str, accepted_ns: int, owner: str = "") -> None:
         self.job_id = job_id
         self.fingerprint = fingerprint
         self.accepted_ns = accepted_ns
+        self.owner = owner
         self.ordinal = 0
         self.state = JobState.NEW
         self.spec: JobSpec | None = None
@@ -45,14 +57,28 @@ class LiveJob:
         self.timeout_s = 0.0
         self.stop_signal = 0
         self.stop_grace_s = 0.0
+        self.separate_stderr = False
+        self.output_max_bytes = 0
+        self.output_policy = OutputPolicy.NONE
         self.pid = 0
         self.pidfd = -1
         self.adopted = False
         """Whether its process is not our child, but an earlier supervisor's."""
         self.exited = False
-        """Whether an adopted job's process has exited and we wait for its exit status."""
+        """Whether its leader has exited; its status is not taken yet."""
+        self.ended: Exit | None = None
+        """The status of an adopted one whose leader has exited, once it is known."""
+        self.container: Container | None = None
+        """From before the spawn to the end."""
+        self.waits_for_tree = False
+        """Whether the job goes on when its leader has exited, until all of it is gone."""
+        self.paused = False
+        self.stuck = ""
+        """What of it would not die, as last recorded."""
         self.started_monotonic_ns = 0
         self.stop_cause = StopCause.NONE
+        self.given_up = False
+        """Whether its start was broken off, since it was asked to stop."""
         self.asked: tuple[int | None, float | None] | None = None
         """Signal and grace of a stop that came while the job was starting."""
         self.kill_at_ns = 0
@@ -64,3 +90,16 @@ class LiveJob:
         self.timeout_s = spec.timeout_s
         self.stop_signal = spec.stop_signal
         self.stop_grace_s = spec.stop_grace_s
+        self.separate_stderr = spec.separate_stderr
+        self.output_max_bytes = spec.output_max_bytes
+        self.output_policy = spec.output_policy
+        self.waits_for_tree = spec.leader_exit is LeaderExit.WAIT
+
+    @property
+    def limit_text(self) -> str:
+        """Names the limit that ended the job; empty if none did."""
+        if self.stop_cause is StopCause.TIMEOUT:
+            return f"timed out after {self.timeout_s:g} s"
+        if self.stop_cause is StopCause.OUTPUT:
+            return f"wrote more than {self.output_max_bytes} bytes"
+        return ""

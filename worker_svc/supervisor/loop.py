@@ -8,45 +8,70 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import time
 from collections.abc import Callable
 from typing import Final
 
+from worker_svc.job import ProcessLimits
+from worker_svc.supervisor import crashpoints
 from worker_svc.supervisor.connections import Connection, peer_is_trusted
-from worker_svc.supervisor.journal import note
+from worker_svc.supervisor.containment import Containment
 from worker_svc.supervisor.jobs import Jobs
+from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.ledger import Ledger
+from worker_svc.supervisor.mailbox import Mailbox
+from worker_svc.supervisor.recovery import recover
 from worker_svc.supervisor.requests import Requests
 from worker_svc.supervisor.store import JobStore
-from worker_svc.supervisor.timers import NS_PER_S, Timers
+from worker_svc.supervisor.timers import NS_PER_S, Timers, is_passing
 
+_ACCEPT_RETRY_S: Final = 0.5
+_EXHAUSTED_PAUSE_S: Final = 0.01
 _COMMIT_RETRY_NS: Final = NS_PER_S // 4
+# epoll takes at most 2**31 ms, some 25 days; a timer can be years away.
+_PATIENCE_MAX_S: Final = 3600.0
 
 
 class Supervisor:
     def __init__(
-        self, state_dir: str, store: JobStore, listener: socket.socket, signals: int, *, owns_processes: bool
+        self,
+        state_dir: str,
+        store: JobStore,
+        listener: socket.socket,
+        signals: int,
+        containment: Containment,
+        *,
+        spawner: str,
+        inherited: ProcessLimits,
+        owns_processes: bool,
     ) -> None:
-        """`signals` is readable when the process was asked to leave (the read end of signal.set_wakeup_fd)."""
+        """`signals` is the read end of signal.set_wakeup_fd; `spawner` forces an implementation, empty: the best."""
         self._store = store
         self._listener = listener
         self._signals = signals
         self._ledger = Ledger(store)
         self._timers = Timers()
         self._epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
-        self._jobs = Jobs(state_dir, store, self._ledger, self._epoll, self._timers)
+        mailbox = Mailbox()
+        self._jobs = Jobs(
+            state_dir, store, self._ledger, self._epoll, self._timers, mailbox, containment, spawner, inherited
+        )
         self._requests = Requests(self._jobs, store, self._ledger)
         self._connections: dict[int, Connection] = {}
         self._idle_since_ns = time.monotonic_ns()
+        self._noted_failure = ""
+        """The last that was said of the store: it is tried again four times a second."""
         self._handlers: dict[int, Callable[[], None]] = {
             listener.fileno(): self._accept,
             signals: self._on_signal,
-            self._jobs.spawned_bell: self._jobs.take_spawned,
+            mailbox.bell: mailbox.open,
+            containment.events_fd: self._jobs.endings.on_tree_events,
         }
         for fd in self._handlers:
             self._epoll.register(fd, select.EPOLLIN)
-        self._jobs.recover(owns_processes=owns_processes)
+        recover(self._jobs, store, owns_processes=owns_processes)
         self._settle()
 
     def run(self) -> None:
@@ -59,28 +84,44 @@ class Supervisor:
 
     def _turn(self) -> None:
         for fd, events in self._epoll.poll(self._patience_s()):
-            self._on_ready(fd, events)
+            try:
+                self._on_ready(fd, events)
+            except (OSError, MemoryError) as error:
+                if not is_passing(error):
+                    raise
+                note("supervisor.exhausted", reason=str(error) or "out of memory")
+                time.sleep(_EXHAUSTED_PAUSE_S)  # it will be reported again, at once and until it can be dealt with
         self._timers.fire_due()
+        self._jobs.retention.step(self._jobs.settings)
         self._settle()
 
     def _on_ready(self, fd: int, events: int) -> None:
         job = self._jobs.with_pidfd(fd)
         if job is not None:
-            self._jobs.on_exit(job, events)
+            self._jobs.endings.on_exit(job, events)
         elif fd in self._handlers:
             self._handlers[fd]()
-        else:
+        elif fd in self._connections:
             self._on_connection(self._connections[fd], events)
+        # else: closed by what came before it in the same turn, such as a job that another event of it ended
 
     def _settle(self) -> None:
         """What was decided goes to disk, then what follows from it goes out."""
         self._jobs.promote()
+        if crashpoints.is_armed:
+            crashpoints.reach("before-commit")
         before = self._store.sequence
-        if self._ledger.commit():
+        is_committed = self._ledger.commit()
+        if crashpoints.is_armed:
+            crashpoints.reach("after-commit")
+        for effect in self._ledger.take_urgent():
+            self._timers.attempt(effect)
+        if is_committed:
+            self._noted_failure = ""
             for effect in self._ledger.take_effects():
-                effect()
+                self._timers.attempt(effect)
         else:
-            note("store.failed", reason=self._ledger.failure)
+            self._note_failure()
             for job in self._ledger.take_back_new():
                 self._jobs.take_back(job)
         is_new = self._store.sequence != before
@@ -93,6 +134,11 @@ class Supervisor:
         if not self._is_idle():
             self._idle_since_ns = time.monotonic_ns()
 
+    def _note_failure(self) -> None:
+        if self._ledger.failure != self._noted_failure:
+            note("store.failed", reason=self._ledger.failure)
+        self._noted_failure = self._ledger.failure
+
     def _patience_s(self) -> float:
         """How long to wait for something to happen: -1 without end."""
         now_ns = time.monotonic_ns()
@@ -101,33 +147,46 @@ class Supervisor:
             due.append(self._timers.next_ns)
         if self._ledger.is_behind:
             due.append(now_ns + _COMMIT_RETRY_NS)
+        if self._jobs.retention.has_work:
+            due.append(self._jobs.retention.next_ns)
         if self._is_idle():
             due.append(self._idle_since_ns + self._idle_exit_ns)
         # Rounded up by a tick of epoll: to wake just before a timer would be a turn for nothing.
-        return max(0, min(due) - now_ns) / NS_PER_S + 0.001 if due else -1
+        return min(_PATIENCE_MAX_S, max(0, min(due) - now_ns) / NS_PER_S + 0.001) if due else -1
 
     @property
     def _idle_exit_ns(self) -> int:
         return int(self._jobs.settings.idle_exit_s * NS_PER_S)
 
     def _is_idle(self) -> bool:
-        return not self._jobs and not self._connections and not self._ledger.is_behind
+        return not self._has_work() and not self._connections
+
+    def _has_work(self) -> bool:
+        return bool(self._jobs) or bool(self._jobs.endings) or self._ledger.is_behind
 
     def _is_done(self) -> bool:
         if self._requests.leave_when_idle:
-            return not self._jobs and not self._ledger.is_behind
+            return not self._has_work()
         return self._is_idle() and time.monotonic_ns() - self._idle_since_ns >= self._idle_exit_ns
 
     def _on_signal(self) -> None:
-        os.read(self._signals, 64)
-        note("supervisor.asked_to_leave", jobs=len(self._jobs))
-        self._requests.leave_when_idle = True
+        numbers = os.read(self._signals, 4096)
+        if signal.SIGCHLD in numbers:
+            self._timers.attempt(self._jobs.endings.on_child_died)
+        if signal.SIGTERM in numbers:
+            note("supervisor.asked_to_leave", jobs=len(self._jobs))
+            self._requests.leave_when_idle = True
 
     def _accept(self) -> None:
         try:
             connected, _ = self._listener.accept()
-        except OSError as error:  # the peer has gone again, or no fd is free: the others go on
+        except ConnectionAbortedError:
+            return
+        except OSError as error:
+            # No fd is free. The connection would be reported again at once and for ever: let it wait.
             note("connection.not_accepted", reason=str(error))
+            self._epoll.unregister(self._listener.fileno())
+            self._timers.after(_ACCEPT_RETRY_S, self._listen_again)
             return
         if not peer_is_trusted(connected):
             note("connection.refused", reason="the peer is another user")
@@ -135,6 +194,9 @@ class Supervisor:
             return
         connection = Connection(connected, self._epoll)
         self._connections[connection.fd] = connection
+
+    def _listen_again(self) -> None:
+        self._epoll.register(self._listener.fileno(), select.EPOLLIN)
 
     def _on_connection(self, connection: Connection, events: int) -> None:
         if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):

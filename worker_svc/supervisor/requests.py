@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
 from worker_svc import frames
 from worker_svc.job import (
+    DURATION_MAX_S,
     InvalidArgument,
     JobError,
     JobExists,
@@ -20,16 +23,17 @@ from worker_svc.job import (
     Outcome,
     PreconditionFailed,
     ResourceExhausted,
+    Unavailable,
     check_job_id,
 )
-from worker_svc.supervisor import containment
 from worker_svc.supervisor.connections import Connection
-from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.jobs import Jobs
+from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.ledger import Ledger
 from worker_svc.supervisor.livejob import LiveJob
 from worker_svc.supervisor.settings import Settings
-from worker_svc.supervisor.store import JobStore, output_path, stderr_path
+from worker_svc.supervisor.store import JobStore
+from worker_svc.supervisor.wellformed import check_spec
 
 VERSION_MISMATCH: Final = "version"
 
@@ -46,6 +50,8 @@ class Requests:
             "start": self._start,
             "stop": self._stop,
             "signal": self._signal,
+            "pause": self._pause,
+            "resume": self._resume,
             "delete": self._delete,
             "status": self._status,
             "shutdown": self._shutdown,
@@ -63,10 +69,16 @@ class Requests:
             handler = self._handlers.get(op) if isinstance(op, str) else None
             if handler is None:
                 raise InvalidArgument("op", f"there is no request {op!r}")
+            _check_owner(frame.header, self._owner_of)
             handler(connection, request, frame)
         except JobError as error:
             connection.send({"r": request, "error": error.code, "text": error.message})
-        except (KeyError, TypeError, ValueError) as error:
+        except sqlite3.Error as error:
+            connection.send({"r": request, "error": Unavailable.code, "text": f"the store cannot be read: {error}"})
+        except OSError as error:  # out of files, as a rule
+            text = f"the supervisor cannot do it now: {error.strerror or error}"
+            connection.send({"r": request, "error": Unavailable.code, "text": text})
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             connection.send({"r": request, "error": InvalidArgument.code, "text": f"malformed {op}: {error!r}"})
 
     def _hello(self, connection: Connection, request: int, header: dict[str, Any]) -> None:
@@ -102,25 +114,27 @@ class Requests:
 
     def _start(self, connection: Connection, request: int, frame: frames.Frame) -> None:
         job_id, fingerprint = str(frame.header["id"]), str(frame.header["fp"])
+        owner = str(frame.header.get("owner", ""))
         check_job_id(job_id, "job_id")
         live = self._jobs.get(job_id)
         if live is not None:
-            _check_same(fingerprint, live.fingerprint)
+            _check_same((owner, fingerprint), (live.owner, live.fingerprint))
             self._join(live, connection, request)
             return
         # An id the worker has just made up cannot be on record.
         if not frame.header.get("new"):
             record = self._store.get(job_id)
             if record is not None:
-                _check_same(fingerprint, record.fingerprint)
+                _check_same((owner, fingerprint), (record.owner, record.fingerprint))
                 connection.send({"r": request, **_answer_of(record)})
                 return
         if self._ledger.failure:
             raise ResourceExhausted(f"no job can be recorded now: {self._ledger.failure}")
         if self.leave_when_idle:
-            raise PreconditionFailed("the supervisor is on its way out and takes no new job")
+            raise Unavailable("the supervisor is on its way out and takes no new job: try again")
         spec = JobSpec.from_json(frame.header["spec"])
-        job = LiveJob(job_id, fingerprint, time.time_ns())
+        check_spec(spec)
+        job = LiveJob(job_id, fingerprint, time.time_ns(), owner)
         job.waiting = [(connection, request, False)]
         self._jobs.accept(job, spec, frame.body)
 
@@ -135,7 +149,8 @@ class Requests:
         if job is None:
             self._record(frame.header["id"])
         elif job.state is not JobState.FINISHED:
-            self._jobs.stop(job, frame.header.get("signal"), frame.header.get("grace_s"))
+            number, grace_s = _signal_of(frame.header), _grace_of(frame.header)
+            self._jobs.stops.stop(job, number, grace_s)
         self._ledger.then(partial(connection.send, {"r": request, "ok": {}}))
 
     def _signal(self, connection: Connection, request: int, frame: frames.Frame) -> None:
@@ -143,19 +158,40 @@ class Requests:
         state = job.state if job else self._record(frame.header["id"]).state
         if job is None or state not in (JobState.RUNNING, JobState.STOPPING):
             raise PreconditionFailed(f"the job is {state.name}: only a running one can be signalled")
-        self._jobs.signal(job, int(frame.header["signal"]))
+        number = _signal_of(frame.header)
+        if number is None:
+            raise InvalidArgument("signal", "must not be empty")
+        self._jobs.stops.signal(job, number)
         connection.send({"r": request, "ok": {}})
+
+    def _pause(self, connection: Connection, request: int, frame: frames.Frame) -> None:
+        job = self._running(frame.header["id"], "paused")
+        if not job.paused:
+            self._jobs.stops.pause(job)
+        self._ledger.then(partial(connection.send, {"r": request, "ok": {}}))
+
+    def _resume(self, connection: Connection, request: int, frame: frames.Frame) -> None:
+        job = self._running(frame.header["id"], "resumed")
+        if job.paused:
+            self._jobs.stops.resume(job)
+        self._ledger.then(partial(connection.send, {"r": request, "ok": {}}))
+
+    def _running(self, job_id: str, verb: str) -> LiveJob:
+        job = self._jobs.get(job_id)
+        state = job.state if job else self._record(job_id).state
+        if job is None or state is not JobState.RUNNING:
+            raise PreconditionFailed(f"the job is {state.name}: only a running one can be {verb}")
+        return job
 
     def _delete(self, connection: Connection, request: int, frame: frames.Frame) -> None:
         job_id = frame.header["id"]
         job = self._jobs.get(job_id)
         if job is not None:
             raise PreconditionFailed(f"the job is {job.state.name}: stop it first, then delete it")
-        self._record(job_id)
-        self._ledger.delete(job_id)
-        state_dir = self._jobs.state_dir
-        for path in (output_path(state_dir, job_id), stderr_path(state_dir, job_id)):
-            self._ledger.then(partial(_unlink, path))
+        row = self._store.finished(job_id)
+        if row is None:
+            raise JobNotFound
+        self._jobs.retention.delete(row)
         self._ledger.then(partial(connection.send, {"r": request, "ok": {}}))
 
     def _status(self, connection: Connection, request: int, frame: frames.Frame) -> None:
@@ -165,13 +201,24 @@ class Requests:
             "seq": self._store.sequence,
             "started_ns": self._started_ns,
             "pid": os.getpid(),
-            "containment": containment.LEVEL,
+            "containment": self._jobs.containment.level,
+            "containment_reason": self._jobs.containment.reason,
+            "spawner": self._jobs.spawner.implementation,
+            "unenforceable": self._jobs.containment.unenforceable(),
+            "can_drop_head": self._jobs.can_drop_head,
         }
         connection.send({"r": request, "ok": ok})
 
     def _shutdown(self, connection: Connection, request: int, frame: frames.Frame) -> None:
+        note("supervisor.asked_to_leave", jobs=len(self._jobs), stop_jobs=bool(frame.header.get("stop_jobs")))
         self.leave_when_idle = True
-        connection.send({"r": request, "ok": {}})
+        if frame.header.get("stop_jobs"):
+            self._jobs.stop_all()
+        self._ledger.then(partial(connection.send, {"r": request, "ok": {"jobs": len(self._jobs)}}))
+
+    def _owner_of(self, job_id: str) -> str:
+        live = self._jobs.get(job_id)
+        return live.owner if live else self._record(job_id).owner
 
     def _record(self, job_id: str) -> JobRecord:
         record = self._store.get(job_id)
@@ -180,7 +227,34 @@ class Requests:
         return record
 
 
-def _check_same(asked: str, existing: str) -> None:
+def _signal_of(header: dict[str, Any]) -> int | None:
+    """Checked before anything moves: a half-made stop cannot be undone."""
+    number = header.get("signal")
+    if number is None:
+        return None
+    if not isinstance(number, int) or number not in signal.valid_signals():
+        raise InvalidArgument("signal", f"there is no signal {number!r}")
+    return number
+
+
+def _grace_of(header: dict[str, Any]) -> float | None:
+    grace_s = header.get("grace_s")
+    if grace_s is None:
+        return None
+    if not isinstance(grace_s, int | float) or not 0 <= grace_s <= DURATION_MAX_S:
+        raise InvalidArgument("grace", f"must be from 0 to {DURATION_MAX_S:.0f} s, not {grace_s!r}")
+    return float(grace_s)
+
+
+def _check_owner(header: dict[str, Any], owner_of: Callable[[str], str]) -> None:
+    """A request that is for the jobs of one owner only finds no others. (The worker has looked already; the job may be
+    another one by now.)"""
+    whose = header.get("of")
+    if whose is not None and owner_of(header["id"]) != whose:
+        raise JobNotFound
+
+
+def _check_same(asked: tuple[str, str], existing: tuple[str, str]) -> None:
     if asked != existing:
         raise JobExists("job_id: belongs to a job with another spec: choose another id")
 
@@ -190,10 +264,3 @@ def _answer_of(record: JobRecord) -> dict[str, Any]:
     if record.outcome is Outcome.START_FAILED:
         return {"error": PreconditionFailed.code, "text": record.reason}
     return {"ok": {"state": int(record.state), "existed": True}}
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return  # never made, or removed by an operator

@@ -9,112 +9,41 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from worker_svc.job import JobRecord, JobSpec, JobState, Outcome, Transition
-
-STORE_NAME: Final = "jobs.sqlite3"
-SCHEMA_VERSION: Final = 1
-
-# `ordinal` is the order of acceptance. Standard input lies apart, so that the rows stay small, and only until
-# the process has it. Events outlive the deletion of their job, so that their numbers have no gaps.
-_SCHEMA: Final = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE jobs (
-    ordinal INTEGER PRIMARY KEY AUTOINCREMENT,
-    job_id TEXT NOT NULL UNIQUE,
-    spec TEXT NOT NULL,
-    state INTEGER NOT NULL,
-    last_sequence INTEGER NOT NULL,
-    accepted_ns INTEGER NOT NULL,
-    fingerprint TEXT NOT NULL DEFAULT '',
-    outcome INTEGER NOT NULL DEFAULT 0,
-    exit_code INTEGER,
-    signal INTEGER,
-    reason TEXT NOT NULL DEFAULT '',
-    pid INTEGER NOT NULL DEFAULT 0,
-    started_ns INTEGER,
-    finished_ns INTEGER,
-    wall_ns INTEGER,
-    cpu_ns INTEGER,
-    peak_memory_bytes INTEGER,
-    output_size_bytes INTEGER,
-    stderr_size_bytes INTEGER,
-    boot_id TEXT NOT NULL DEFAULT '',
-    start_ticks INTEGER NOT NULL DEFAULT 0,
-    started_monotonic_ns INTEGER NOT NULL DEFAULT 0,
-    stop_cause INTEGER NOT NULL DEFAULT 0
-);
-CREATE INDEX jobs_live ON jobs (ordinal) WHERE state < 5;
-CREATE INDEX jobs_finished ON jobs (finished_ns) WHERE state = 5;
-CREATE TABLE stdin (ordinal INTEGER PRIMARY KEY, content BLOB NOT NULL);
-CREATE TABLE events (
-    sequence INTEGER PRIMARY KEY,
-    job_id TEXT NOT NULL,
-    at_ns INTEGER NOT NULL,
-    from_state INTEGER NOT NULL,
-    to_state INTEGER NOT NULL,
-    pid INTEGER NOT NULL,
-    outcome INTEGER NOT NULL,
-    exit_code INTEGER,
-    signal INTEGER,
-    reason TEXT NOT NULL,
-    queued_ns INTEGER,
-    wall_ns INTEGER,
-    cpu_ns INTEGER
-);
-"""
-# Entry N brings a store from schema N to N + 1.
-_MIGRATIONS: Final[dict[int, str]] = {}
-
-_RECORD_COLUMNS: Final = ", ".join(JobRecord._fields)
-_EVENT_COLUMNS: Final = (
-    "sequence, job_id, at_ns, from_state, to_state, pid, outcome, exit_code, signal, reason, queued_ns, wall_ns, cpu_ns"
+from worker_svc.job import JobRecord, JobSpec, JobState, Transition
+from worker_svc.supervisor.store_rows import (
+    EVENT_COLUMNS,
+    INSERT_EVENT,
+    MIGRATIONS,
+    OWNER_OF,
+    RECORD_COLUMNS,
+    SCHEMA,
+    SCHEMA_VERSION,
+    STORE_NAME,
+    FinishedRow,
+    LiveRow,
+    StoreError,
+    record_from_row,
+    transition_from_row,
 )
-_INSERT_EVENT: Final = f"INSERT INTO events ({_EVENT_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)"
 
-_encode_json = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
+__all__ = [
+    "SCHEMA_VERSION",
+    "STORE_NAME",
+    "FinishedRow",
+    "JobStore",
+    "LiveRow",
+    "StoreError",
+    "StoreReader",
+    "directory_identity",
+    "output_path",
+    "record_from_row",
+    "stderr_path",
+    "transition_from_row",
+]
 
-
-class LiveRow(NamedTuple):
-    """Of a job that is not finished: what a supervisor that starts must know to go on with it."""
-
-    ordinal: int
-    job_id: str
-    state: JobState
-    fingerprint: str
-    pid: int
-    boot_id: str
-    start_ticks: int
-    accepted_ns: int
-    started_monotonic_ns: int
-    stop_cause: int
-
-
-class StoreError(Exception):
-    """The store cannot be used as it is; the text says what is wrong and what to do."""
-
-
-def record_from_row(row: tuple[Any, ...]) -> JobRecord:
-    ordinal, job_id, spec, state, last_sequence, accepted_ns, fingerprint, outcome, *rest = row
-    return JobRecord(
-        ordinal,
-        job_id,
-        JobSpec.from_json(json.loads(spec)),
-        JobState(state),
-        last_sequence,
-        accepted_ns,
-        fingerprint,
-        Outcome(outcome),
-        *rest,
-    )
-
-
-def transition_from_row(row: tuple[Any, ...]) -> Transition:
-    sequence, job_id, at_ns, from_state, to_state, pid, outcome, *rest = row
-    return Transition(
-        sequence, job_id, at_ns, JobState(from_state), JobState(to_state), pid, Outcome(outcome), *rest
-    )
+_encode_json: Final = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
 
 
 class StoreReader:
@@ -122,12 +51,16 @@ class StoreReader:
 
     def __init__(self, state_dir: str) -> None:
         """Raises StoreError."""
-        from urllib.parse import quote  # not at the top: the supervisor, which imports this too, has no need of it
+        from urllib.parse import (
+            quote,
+        )  # not at the top: the supervisor, which imports this too, has no need of it
 
         path = f"{state_dir}/{STORE_NAME}"
         try:
             # Not mode=ro: a WAL reader must be able to write the shared-memory index.
-            self._db = sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, isolation_level=None)
+            self._db = sqlite3.connect(
+                f"file:{quote(path)}?mode=rw", uri=True, isolation_level=None, check_same_thread=False
+            )
             self._db.execute("PRAGMA query_only=ON")
             self._db.execute("PRAGMA cache_size=-512")
             self._db.execute("PRAGMA busy_timeout=5000")
@@ -141,7 +74,7 @@ class StoreReader:
         self._db.close()
 
     def get(self, job_id: str) -> JobRecord | None:
-        row = self._db.execute(f"SELECT {_RECORD_COLUMNS} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+        row = self._db.execute(f"SELECT {RECORD_COLUMNS} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         return record_from_row(row) if row else None
 
     def find(
@@ -152,11 +85,15 @@ class StoreReader:
         labels: dict[str, str] | None = None,
         accepted_since_ns: int | None = None,
         accepted_before_ns: int | None = None,
+        owner: str | None = None,
         limit: int,
     ) -> list[JobRecord]:
         """At most `limit` records that match, newest first, below `before_ordinal`."""
         where: list[str] = ["1"]
         values: list[Any] = []
+        if owner is not None:
+            where.append("owner = ?")
+            values.append(owner)
         if before_ordinal is not None:
             where.append("ordinal < ?")
             values.append(before_ordinal)
@@ -173,15 +110,41 @@ class StoreReader:
             where.append("accepted_ns < ?")
             values.append(accepted_before_ns)
         rows = self._db.execute(
-            f"SELECT {_RECORD_COLUMNS} FROM jobs WHERE {' AND '.join(where)} ORDER BY ordinal DESC LIMIT ?",
+            f"SELECT {RECORD_COLUMNS} FROM jobs WHERE {' AND '.join(where)} ORDER BY ordinal DESC LIMIT ?",
             (*values, limit),
         )
         return [record_from_row(row) for row in rows]
 
+    def owner_of(self, job_id: str) -> str | None:
+        """None: there is no such job. Takes as long either way: one row is read in both cases."""
+        row = self._db.execute(OWNER_OF, {"job_id": job_id}).fetchone()
+        return str(row[0]) if row and row[1] else None
+
+    def live_of(self, owner: str) -> tuple[int, int]:
+        """How many of its jobs run, and wait."""
+        row = self._db.execute(
+            "SELECT COUNT(*) FILTER (WHERE state > 1), COUNT(*) FILTER (WHERE state = 1) FROM jobs"
+            " WHERE state < 5 AND owner = ?",
+            (owner,),
+        ).fetchone()
+        return row[0], row[1]
+
+    def finished_totals(self, owner: str | None = None) -> tuple[int, int]:
+        """How many finished jobs there are, and what their output takes on disk in bytes."""
+        return _finished_totals(self._db, owner)
+
+    def oldest_finished(self, limit: int, skip: int, owner: str | None = None) -> list[FinishedRow]:
+        return _oldest_finished(self._db, limit, skip, owner)
+
+    def sequence(self) -> int:
+        """The latest sequence number given out."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = 'sequence'").fetchone()
+        return int(row[0]) if row else 0
+
     def events(self, after_sequence: int, limit: int) -> list[Transition]:
         """At most `limit` transitions after `after_sequence`, in order."""
         rows = self._db.execute(
-            f"SELECT {_EVENT_COLUMNS} FROM events WHERE sequence > ? ORDER BY sequence LIMIT ?",
+            f"SELECT {EVENT_COLUMNS} FROM events WHERE sequence > ? ORDER BY sequence LIMIT ?",
             (after_sequence, limit),
         )
         return [transition_from_row(row) for row in rows]
@@ -194,11 +157,13 @@ class JobStore:
         """Opens the store, or makes it. Raises StoreError."""
         self._path = f"{state_dir}/{STORE_NAME}"
         try:
+            # Ours alone, whatever the umask; SQLite gives its other files the same mode.
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             self._db = sqlite3.connect(self._path, isolation_level=None, cached_statements=64)
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-1024", "busy_timeout=5000"):
                 self._db.execute(f"PRAGMA {pragma}")
             self._migrate()
-        except sqlite3.Error as error:
+        except (OSError, sqlite3.Error) as error:
             raise StoreError(f"{self._path}: cannot be opened for writing: {error}") from error
         self._committed = int(self.get_meta("sequence") or 0)
         self.sequence = self._committed
@@ -212,10 +177,14 @@ class JobStore:
         if found == SCHEMA_VERSION:
             return
         # executescript commits first, so the script carries its own transaction.
-        script = _SCHEMA if found == 0 else "".join(_MIGRATIONS[n] for n in range(found, SCHEMA_VERSION))
+        script = SCHEMA if found == 0 else "".join(MIGRATIONS[n] for n in range(found, SCHEMA_VERSION))
         if found == 0:
-            script += f"INSERT INTO meta VALUES ('state_id', '{os.urandom(8).hex()}');"
+            script += f"INSERT INTO meta VALUES ('state_id', '{_new_state_id()}');"
         self._db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+
+    def renew_state_id(self) -> None:
+        self.state_id = _new_state_id()
+        self.set_meta("state_id", self.state_id)
 
     def close(self) -> None:
         self._db.close()
@@ -242,11 +211,14 @@ class JobStore:
     def set_meta(self, key: str, value: str | int) -> None:
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
-    def add_job(self, job_id: str, spec: JobSpec, fingerprint: str, accepted_ns: int, stdin: bytes) -> int:
+    def add_job(
+        self, job_id: str, spec: JobSpec, fingerprint: str, accepted_ns: int, stdin: bytes, owner: str = ""
+    ) -> int:
         """Returns the job's ordinal. The row is complete with the first `add_transition`."""
         cursor = self._db.execute(
-            "INSERT INTO jobs (job_id, spec, state, last_sequence, accepted_ns, fingerprint) VALUES (?,?,0,0,?,?)",
-            (job_id, _encode_json(spec.to_json()), accepted_ns, fingerprint),
+            "INSERT INTO jobs (job_id, spec, state, last_sequence, accepted_ns, fingerprint, owner)"
+            " VALUES (?,?,0,0,?,?,?)",
+            (job_id, _encode_json(spec.to_json()), accepted_ns, fingerprint, owner),
         )
         ordinal = cursor.lastrowid
         assert ordinal is not None
@@ -257,7 +229,7 @@ class JobStore:
     def add_transition(self, ordinal: int, moved: Transition, changes: dict[str, Any]) -> int:
         """Records one move, and `changes` of columns with it. Returns the sequence number it was given."""
         sequence = self.sequence + 1
-        self._db.execute(_INSERT_EVENT, (sequence, *moved[1:]))
+        self._db.execute(INSERT_EVENT, (sequence, *moved[1:]))
         columns = {"state": int(moved.to_state), "last_sequence": sequence, **changes}
         self._db.execute(
             f"UPDATE jobs SET {', '.join(f'{name}=?' for name in columns)} WHERE ordinal = ?",
@@ -268,8 +240,15 @@ class JobStore:
         self.sequence = sequence
         return sequence
 
+    def annotate(self, ordinal: int, changes: dict[str, Any]) -> None:
+        """Changes columns of a job without a move."""
+        self._db.execute(
+            f"UPDATE jobs SET {', '.join(f'{name}=?' for name in changes)} WHERE ordinal = ?",
+            (*changes.values(), ordinal),
+        )
+
     def get(self, job_id: str) -> JobRecord | None:
-        row = self._db.execute(f"SELECT {_RECORD_COLUMNS} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+        row = self._db.execute(f"SELECT {RECORD_COLUMNS} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
         return record_from_row(row) if row else None
 
     def spec_of(self, ordinal: int) -> JobSpec:
@@ -283,12 +262,58 @@ class JobStore:
     def delete_job(self, job_id: str) -> None:
         self._db.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
 
+    def drop_events(self, until_sequence: int) -> None:
+        self._db.execute("DELETE FROM events WHERE sequence <= ?", (until_sequence,))
+
+    def first_sequence(self) -> int:
+        """Of the oldest event that is kept; one more than the latest if none is."""
+        (found,) = self._db.execute("SELECT MIN(sequence) FROM events").fetchone()
+        return int(found) if found is not None else self.sequence + 1
+
+    def finished_totals(self) -> tuple[int, int]:
+        return _finished_totals(self._db)
+
+    def oldest_finished(self, limit: int) -> list[FinishedRow]:
+        return _oldest_finished(self._db, limit, 0)
+
+    def finished(self, job_id: str) -> FinishedRow | None:
+        row = self._db.execute(
+            "SELECT job_id, finished_ns, stored_bytes FROM jobs WHERE job_id = ? AND state = 5", (job_id,)
+        ).fetchone()
+        return FinishedRow(*row) if row else None
+
     def live(self) -> list[LiveRow]:
         """The jobs that are not finished, in order of acceptance."""
         rows = self._db.execute(
             f"SELECT {', '.join(LiveRow._fields)} FROM jobs WHERE state < 5 ORDER BY ordinal"
         ).fetchall()
         return [LiveRow(row[0], row[1], JobState(row[2]), *row[3:]) for row in rows]
+
+
+def _of(owner: str | None) -> tuple[str, tuple[str, ...]]:
+    return ("", ()) if owner is None else (" AND owner = ?", (owner,))
+
+
+def _finished_totals(db: sqlite3.Connection, owner: str | None = None) -> tuple[int, int]:
+    only, whose = _of(owner)
+    count, size = db.execute(
+        f"SELECT COUNT(*), COALESCE(SUM(stored_bytes), 0) FROM jobs WHERE state = 5{only}", whose
+    ).fetchone()
+    return count, size
+
+
+def _oldest_finished(db: sqlite3.Connection, limit: int, skip: int, owner: str | None = None) -> list[FinishedRow]:
+    only, whose = _of(owner)
+    rows = db.execute(
+        f"SELECT job_id, finished_ns, stored_bytes FROM jobs WHERE state = 5{only}"
+        " ORDER BY finished_ns, ordinal LIMIT ? OFFSET ?",
+        (*whose, limit, skip),
+    )
+    return [FinishedRow(*row) for row in rows]
+
+
+def _new_state_id() -> str:
+    return os.urandom(8).hex()
 
 
 def _schema_version(db: sqlite3.Connection) -> int:
@@ -313,6 +338,10 @@ def stderr_path(state_dir: str, job_id: str) -> str:
 
 
 def directory_identity(state_dir: str) -> str:
-    """Tells a copy of a state directory from the original: device and inode of the directory itself."""
-    found = os.stat(state_dir)
-    return f"{found.st_dev}:{found.st_ino}"
+    """Tells a copy of a state directory from the original: this machine, the file system, the directory's inode."""
+    try:
+        with open("/etc/machine-id", encoding="ascii") as file:
+            machine = file.read().strip()
+    except FileNotFoundError:
+        machine = ""
+    return f"{machine}:{os.statvfs(state_dir).f_fsid}:{os.stat(state_dir).st_ino}"

@@ -1,0 +1,71 @@
+"""A file system that hangs: every program on it is there, and opening one never ends, as on a dead NFS server.
+
+`python stalled_fs.py MOUNT_POINT` mounts it (root and /dev/fuse needed), says `ready`, and serves until its standard
+input ends. Who waits in it can be killed (the kernel asks us to interrupt the request, and we do).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import struct
+import sys
+import threading
+
+LOOKUP, FORGET, GETATTR, OPEN, INIT, INTERRUPT, BATCH_FORGET = 1, 2, 3, 14, 26, 36, 42
+ENOSYS, EINTR = 38, 4
+MNT_DETACH = 2
+
+
+def attributes(node: int) -> bytes:
+    mode = 0o40755 if node == 1 else 0o100755
+    return struct.pack("<6Q10I", node, 4096, 8, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
+
+
+def serve(fd: int) -> None:
+    hanging: set[int] = set()
+    while True:
+        try:
+            request = os.read(fd, 1 << 20)
+        except OSError:  # unmounted
+            return
+        _, opcode, unique, node = struct.unpack_from("<IIQQ", request)
+        body, error = b"", 0
+        if opcode == INIT:
+            body = struct.pack("<IIIIHHIIHHI7I", 7, 31, 65536, 0, 16, 12, 65536, 1, 1, 0, 0, *[0] * 7)
+        elif opcode == LOOKUP:
+            body = struct.pack("<4Q2I", 2, 0, 60, 60, 0, 0) + attributes(2)
+        elif opcode == GETATTR:
+            body = struct.pack("<QII", 60, 0, 0) + attributes(node)
+        elif opcode == OPEN:
+            hanging.add(unique)
+            continue
+        elif opcode in (FORGET, BATCH_FORGET):
+            continue
+        elif opcode == INTERRUPT:
+            (unique,) = struct.unpack_from("<Q", request, 40)
+            if unique not in hanging:
+                continue
+            hanging.discard(unique)
+            error = -EINTR
+        else:
+            error = -ENOSYS
+        os.write(fd, struct.pack("<IiQ", 16 + len(body), error, unique) + body)
+
+
+def main(mount_point: str) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
+    if libc.mount(b"stalled", os.fsencode(mount_point), b"fuse.stalled", ctypes.c_ulong(0), options) < 0:
+        sys.exit(f"mount: {os.strerror(ctypes.get_errno())}")
+    threading.Thread(target=serve, args=(fd,), daemon=True).start()
+    print("ready", flush=True)
+    select.select([sys.stdin], [], [])
+    libc.umount2(os.fsencode(mount_point), MNT_DETACH)
+    os._exit(0)  # the last fd of the connection closes, which aborts what hangs
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

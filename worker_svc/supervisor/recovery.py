@@ -1,0 +1,88 @@
+"""A new supervisor goes on with what an earlier one left: once, before the first turn."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+
+from worker_svc.job import JobState, StopCause
+from worker_svc.supervisor import adoption, crashpoints
+from worker_svc.supervisor.jobs import Jobs
+from worker_svc.supervisor.journal import note
+from worker_svc.supervisor.livejob import LiveJob
+from worker_svc.supervisor.spawn import Spawned
+from worker_svc.supervisor.store import JobStore, LiveRow
+
+
+def recover(jobs: Jobs, store: JobStore, *, owns_processes: bool) -> None:
+    """owns_processes: false for the copy of a state directory, whose jobs are the original's."""
+    boot_id = adoption.boot_id()
+    rebooted = store.get_meta("boot_id") not in (None, boot_id)
+    for row in store.live():
+        job = jobs.put_back(row)
+        reason = adoption.lost_reason(row, boot_id, owns_processes)
+        if reason:
+            jobs.lose(job, reason)
+        elif row.state is JobState.QUEUED:
+            if rebooted and jobs.settings.on_reboot == "drop":
+                jobs.lose(job, "machine rebooted before it started (jobs.on_reboot is drop)")
+        elif row.state is JobState.STARTING:
+            _find_started(jobs, job, store, rebooted)
+        else:
+            _adopt(jobs, job, row, store)
+    jobs.endings.end_strangers()
+    if crashpoints.is_armed:
+        crashpoints.reach("in-recovery")
+    _remember(store, "boot_id", boot_id)
+    _remember(store, "cgroup_base", jobs.containment.base_path)
+    note("supervisor.recovered", running=jobs.running, queued=jobs.queued, sequence=store.sequence)
+
+
+def _adopt(jobs: Jobs, job: LiveJob, row: LiveRow, store: JobStore) -> None:
+    pidfd = adoption.open_pidfd(row.pid, row.start_ticks)
+    job.adopted = True
+    if pidfd is None:
+        # What is left of it, if anything, is ended with it.
+        job.container = jobs.containment.adopt(job.job_id)
+        jobs.containment.kill(job.container)
+        jobs.lose(job, "it ended while no supervisor was there")
+        return
+    job.pidfd = pidfd
+    job.container = jobs.containment.adopt(job.job_id, row.pid, pidfd, row.start_ticks)
+    job.take(store.spec_of(job.ordinal))
+    jobs.watch(job)
+    if job.state is JobState.STOPPING:
+        jobs.stops.kill_after(job, job.stop_grace_s)
+
+
+def _find_started(jobs: Jobs, job: LiveJob, store: JobStore, rebooted: bool) -> None:
+    """Of a job that was about to start: its process may be there, without a record."""
+    if rebooted:
+        jobs.lose(job, "machine rebooted while it started; it may or may not have run")
+        return
+    job.adopted = True
+    job.container = jobs.containment.adopt(job.job_id)
+    spec = store.spec_of(job.ordinal)
+    leader = jobs.containment.find_leader(job.container)
+    # Not just any of it that leads a session: the job's own first process may be gone already, and its end with it.
+    is_it = leader is not None and adoption.may_run(leader.pid, spec.argv)
+    pidfd = adoption.open_pidfd(leader.pid, leader.start_ticks) if leader and is_it else None
+    if leader is None or pidfd is None:
+        jobs.containment.kill(job.container)
+        jobs.lose(job, "the supervisor died while it started the job, which may or may not have run")
+        return
+    jobs.containment.take_over(job.container, leader.pid, pidfd, leader.start_ticks)
+    job.take(spec)
+    if job.stop_cause is not StopCause.NONE:
+        job.stop_cause, job.asked = StopCause.NONE, (None, None)
+    jobs.go_on_running(job, Spawned(leader.pid, pidfd, leader.start_ticks), time.time_ns())
+
+
+def _remember(store: JobStore, key: str, value: str) -> None:
+    """A full disk must not keep us from taking over."""
+    if store.get_meta(key) == value:
+        return
+    try:
+        store.set_meta(key, value)
+    except sqlite3.Error as error:
+        note("store.failed", reason=str(error))

@@ -1,0 +1,32 @@
+"""From a launch plan to a running process: in its own session, with nothing of ours but what the plan says.
+
+By the C extension (native.py) or, where it was not built, in pure Python (fallback.py); steps.py is common to both.
+"""
+
+from worker_svc.supervisor.spawn.plan import Attempt, LaunchPlan, Spawned, SpawnFailed, start_ticks_of
+from worker_svc.supervisor.spawn.spawner import (
+    IMPLEMENTATION,
+    NATIVE,
+    PYTHON,
+    SPAWNER_THREADS,
+    SPAWNER_THREADS_MAX,
+    Spawner,
+    set_child_subreaper,
+    spawn,
+)
+
+__all__ = [
+    "IMPLEMENTATION",
+    "NATIVE",
+    "PYTHON",
+    "SPAWNER_THREADS",
+    "SPAWNER_THREADS_MAX",
+    "Attempt",
+    "LaunchPlan",
+    "SpawnFailed",
+    "Spawned",
+    "Spawner",
+    "set_child_subreaper",
+    "spawn",
+    "start_ticks_of",
+]

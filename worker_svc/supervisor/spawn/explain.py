@@ -1,0 +1,156 @@
+"""From the step that failed and its errno to a text for the user: the field, what is wrong, the remedy."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import stat
+from typing import Final
+
+from worker_svc.supervisor.spawn.plan import PATH_FALLBACK, LaunchPlan
+from worker_svc.supervisor.spawn.steps import LANDLOCK_ABI_MIN, Op, Place, Program, has_landlock
+
+# execve(2) reads this much of a script to find its interpreter (BINPRM_BUF_SIZE).
+_SHEBANG_MAX_BYTES: Final = 256
+_MISSING: Final = (errno.ENOENT, errno.ENOTDIR, errno.EACCES)
+
+
+def explain(plan: LaunchPlan, program: Program, failed: int, number: int, candidates: list[str], tried: int) -> str:
+    """failed: the index of a step, or a Place; number: the errno, or the signal for Place.KILLED."""
+    if failed >= 0:
+        return f"{program.fields[failed]}: {_step_problem(plan, program, failed, number)}"
+    if failed == Place.EXEC:
+        return explain_exec(plan, number, candidates, tried)
+    if failed == Place.KILLED:
+        return f"command: the process was ended before it could run its program (signal {_signal(number)})"
+    if failed == Place.CGROUP or (failed == Place.CLONE and plan.cgroup_fd >= 0 and number != errno.EAGAIN):
+        return f"the job's cgroup could not be joined: {os.strerror(number)}"
+    if failed == Place.CLONE and number == errno.EAGAIN:
+        return "no process could be made: a limit on their number is reached (pids.max, RLIMIT_NPROC or kernel.pid_max)"
+    what = {
+        Place.CLONE: "no process could be made",
+        Place.SESSION: "setsid failed",
+        Place.FDS: "its fds could not be set",
+    }
+    return f"the supervisor could not start it: {what.get(Place(failed), failed)}: {os.strerror(number)}"
+
+
+def _step_problem(plan: LaunchPlan, program: Program, failed: int, number: int) -> str:
+    op, a, _, _, data = program.steps[failed]
+    words = os.strerror(number)
+    is_refused = number in (errno.EPERM, errno.EACCES)
+    if op == Op.CHDIR:
+        return _cwd_problem(plan, number)
+    if op == Op.RLIMIT and number == errno.EPERM:
+        return f"cannot be raised above the hard limit here, {resource.getrlimit(a)[1]}: that needs CAP_SYS_RESOURCE"
+    if op == Op.NICE and is_refused:
+        return f"{a} is below the supervisor's own: that needs CAP_SYS_NICE or RLIMIT_NICE"
+    if op == Op.WRITE and is_refused:
+        return "cannot be lowered without CAP_SYS_RESOURCE"
+    if op == Op.AFFINITY and number == errno.EINVAL:
+        usable = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        return f"not all of these CPUs can be used here; the supervisor's are {usable}"
+    if op in (Op.UNSHARE, Op.PRIVATE_TMP, Op.LOOPBACK) and (is_refused or number in (errno.ENOSPC, errno.EINVAL)):
+        return f"needs CAP_SYS_ADMIN, or user namespaces for unprivileged users and no other user to run as ({words})"
+    if op in (Op.GROUPS, Op.GID, Op.UID) and number == errno.EPERM:
+        return "running as another user or group needs root (CAP_SETUID and CAP_SETGID)"
+    if op == Op.LANDLOCK and number in (errno.ENOSYS, errno.EOPNOTSUPP):
+        return f"needs Landlock with ABI {LANDLOCK_ABI_MIN} (Linux 6.2), which this kernel does not offer"
+    if op == Op.LANDLOCK_RULE:
+        return f"{os.fsdecode(data)}: {words.lower()}"
+    if op == Op.LANDLOCK_ENFORCE and number == errno.EPERM:
+        return "Landlock needs identity.no_new_privs, or CAP_SYS_ADMIN"
+    return f"could not be applied: {words}"
+
+
+def explain_exec(plan: LaunchPlan, number: int, candidates: list[str], tried: int) -> str:
+    command = plan.argv[0]
+    if number == errno.E2BIG:
+        return "args: the arguments and the environment together are too long for this machine"
+    if number == errno.EAGAIN:
+        return "limits.rlimits.nproc: the user has that many processes already"
+    if number == errno.ENOMEM:
+        return "limits.rlimits: there is not enough memory to load the program: raise as, data or stack"
+    executable = candidates[tried]
+    if "/" not in command:
+        # What was refused, or is there and yet "not found" (then its interpreter is missing).
+        there = [path for path in candidates if _is_file(path)]
+        if not there:
+            found = f"command: {command!r} was not found in the job's PATH ({plan.env.get('PATH', PATH_FALLBACK)})"
+            return found + _sandbox_hint(plan, number)
+        if number in _MISSING and executable not in there:
+            executable = there[0]
+    path = os.path.join(plan.cwd, executable)
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as found:
+        return f"command: {executable}: {(found.strerror or str(found)).lower()}"
+    if stat.S_ISDIR(mode):
+        return f"command: {executable} is a directory, not a program"
+    if number == errno.EACCES and not os.access(path, os.X_OK):
+        return f"command: {executable} is not executable: chmod +x it, or make it the path of a command such as bash"
+    if number in _MISSING:
+        interpreter = _interpreter(path)
+        if interpreter:
+            return (
+                f"command: {executable}: its interpreter {interpreter!r} cannot be run: {os.strerror(number)}"
+                + _sandbox_hint(plan, number)
+            )
+    if number == errno.ENOEXEC:
+        return (
+            f"command: {executable} is not a program for this machine; "
+            "a script must begin with #! and its interpreter, or be the path of a command such as bash"
+        )
+    return f"command: {executable}: {os.strerror(number)}{_sandbox_hint(plan, number)}"
+
+
+def _sandbox_hint(plan: LaunchPlan, number: int) -> str:
+    if number not in _MISSING:
+        return ""
+    if has_landlock(plan) and number == errno.EACCES:
+        return " (the sandbox's paths must include the program and its libraries)"
+    if plan.sandbox.private_tmp:
+        return " (with sandbox.private_tmp, /tmp is empty)"
+    return f" (as user {plan.identity.user})" if plan.identity.user else ""
+
+
+def _cwd_problem(plan: LaunchPlan, number: int) -> str:
+    if number == errno.ENOTDIR:
+        return f"{plan.cwd} is not a directory"
+    return f"{plan.cwd}: {os.strerror(number).lower()}{_sandbox_hint(plan, number)}"
+
+
+def cwd_error(cwd: str) -> int:
+    """Why a process cannot be there, as an errno; 0: it can."""
+    try:
+        if not stat.S_ISDIR(os.stat(cwd).st_mode):
+            return errno.ENOTDIR
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0 if os.access(cwd, os.X_OK) else errno.EACCES
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:  # not there or not reachable: execvp(3) goes on to the next one too
+        return False
+
+
+def _interpreter(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_SHEBANG_MAX_BYTES)
+    except OSError:  # unreadable: then it has no interpreter that we could name
+        return ""
+    words = head.partition(b"\n")[0][2:].split(maxsplit=1)
+    return os.fsdecode(words[0]) if head.startswith(b"#!") and words else ""
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)

@@ -1,0 +1,168 @@
+"""What to start, what came of it, and the files that a job is given."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Final, NamedTuple
+
+from worker_svc.job.limits import Identity, ProcessLimits, Sandbox
+from worker_svc.job.spec import CheckedFile
+
+PATH_FALLBACK: Final = "/usr/local/bin:/usr/bin:/bin"
+# Of a thread that starts processes: address space, of which some pages are ever touched.
+THREAD_STACK_BYTES: Final = 256 * 1024
+
+
+class LaunchPlan(NamedTuple):
+    argv: list[str]
+    env: dict[str, str]
+    cwd: str
+    stdin: bytes
+    stdout_path: str
+    stderr_path: str
+    """Empty: into the file of standard output."""
+    limits: ProcessLimits = ProcessLimits()
+    inherited: ProcessLimits = ProcessLimits()
+    """What the supervisor changed for itself and a job gets back, unless `limits` says otherwise."""
+    identity: Identity = Identity()
+    sandbox: Sandbox = Sandbox()
+    cgroup_fd: int = -1
+    """The directory of the cgroup v2 group to start in; stays the caller's. -1: the supervisor's own group."""
+    user_env: tuple[str, ...] = ()
+    """Which of HOME, USER, LOGNAME and SHELL to set from the user database where `identity.user` is given."""
+    checked: tuple[CheckedFile, ...] = ()
+    """What a policy has decided about: these files are run, or none."""
+
+
+class Spawned(NamedTuple):
+    pid: int
+    pidfd: int
+    start_ticks: int
+
+
+class SpawnFailed(Exception):
+    """The process could not be started; nothing of it is left. The text names the field and the remedy."""
+
+
+class Attempt:
+    """One start under way, which another thread can give up: it may hang in a file system for ever."""
+
+    def __init__(self) -> None:
+        self.slot = bytearray(b"\xff\xff\xff\xff")
+        """The pidfd of the process, an int, -1 while there is none; in the native spawner the child writes it."""
+        self._lock = threading.Lock()
+
+    def put(self, pidfd: int) -> None:
+        self.slot[:] = pidfd.to_bytes(4, "little", signed=True)
+
+    def take(self) -> int:
+        """The pidfd, from now on the caller's."""
+        with self._lock:
+            pidfd = int.from_bytes(self.slot, "little", signed=True)
+            self.put(-1)
+        return pidfd
+
+    def kill(self) -> bool:
+        """Kills the process, whether it has executed its program or not. False: there is none (yet, or any more)."""
+        with self._lock:  # while it is held the fd cannot be closed and come to be another's
+            pidfd = int.from_bytes(self.slot, "little", signed=True)
+            if pidfd < 0:
+                return False
+            try:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                return False
+            return True
+
+
+class Files:
+    """The fds for a job's 0, 1 and 2, made anew. Raises OSError or SpawnFailed and then leaves nothing behind."""
+
+    def __init__(self, plan: LaunchPlan) -> None:
+        self._made: list[str] = []
+        self._fds: list[int] = []
+        self.program = -1
+        """The program itself, where it was checked; -1: it goes by its name."""
+        try:
+            for file in plan.checked:
+                fd = self._keep(_open_checked(file))
+                self.program = fd if file.field == "command" else self.program
+            self.stdin = self._keep(_stdin_fd(plan.stdin))
+            self.stdout = self.stderr = self._create(plan.stdout_path)
+            if plan.stderr_path:
+                self.stderr = self._create(plan.stderr_path)
+        except BaseException:
+            self.close()
+            self.unlink()
+            raise
+
+    def _keep(self, fd: int) -> int:
+        self._fds.append(fd)
+        return fd
+
+    def _create(self, path: str) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = self._keep(os.open(path, flags, 0o600))
+        self._made.append(path)
+        return fd
+
+    def close(self) -> None:
+        while self._fds:
+            os.close(self._fds.pop())
+
+    def unlink(self) -> None:
+        for path in self._made:
+            os.unlink(path)
+
+
+def _open_checked(file: CheckedFile) -> int:
+    """Raises SpawnFailed if its path leads to another file by now, or it was changed."""
+    try:
+        # O_PATH: needs no permission to read; the kernel checks that to execute when it does.
+        fd = os.open(file.path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise SpawnFailed(f"{file.field}: {file.path}: {(error.strerror or str(error)).lower()}") from error
+    found = os.fstat(fd)
+    if (found.st_dev, found.st_ino, found.st_ctime_ns) == file[2:]:
+        return fd
+    os.close(fd)
+    raise SpawnFailed(
+        f"{file.field}: {file.path} was changed or replaced after the worker's policy allowed it: start the job again"
+    )
+
+
+def _stdin_fd(content: bytes) -> int:
+    if not content:
+        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    # A memory file: no reader or writer has to stay around to feed a pipe.
+    fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def candidates_of(plan: LaunchPlan) -> list[str]:
+    """The paths to try in turn, as execvp(3) does."""
+    command = next((file.path for file in plan.checked if file.field == "command"), plan.argv[0])
+    if "/" in command:
+        return [command]
+    search = plan.env.get("PATH", PATH_FALLBACK)
+    # An empty entry is the current directory, which is the job's.
+    return [os.path.join(plan.cwd, folder or ".", command) for folder in search.split(":")]
+
+
+def start_ticks_of(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; with boot id and pid its identity. None: no such process.
+
+    Field 22 of /proc/PID/stat (proc_pid_stat(5)); the name in field 2 can hold spaces and brackets.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(fields[19])

@@ -1,0 +1,150 @@
+"""How jobs are asked to end, and made to: signal, grace, SIGKILL.
+
+Signals follow the attempt to record why they are sent, and go out even if it failed: a job that fills the disk must be
+stoppable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from worker_svc.job import DURATION_MAX_S, Event, JobState, PreconditionFailed, StopCause
+from worker_svc.supervisor.containment import Containment
+from worker_svc.supervisor.journal import note
+from worker_svc.supervisor.livejob import LiveJob
+from worker_svc.supervisor.timers import NS_PER_S, Timers
+from worker_svc.supervisor.transitions import Transitions
+
+# SIGKILL ends a process in microseconds, unless it waits in the kernel for what does not come.
+_UNKILLABLE_AFTER_S: Final = 2.0
+
+
+class Stops:
+    def __init__(
+        self,
+        transitions: Transitions,
+        timers: Timers,
+        containment: Containment,
+        end_queued: Callable[[LiveJob], None],
+        on_unkillable: Callable[[LiveJob], None],
+        kill_start: Callable[[LiveJob], bool],
+        look_again: Callable[[LiveJob], None],
+    ) -> None:
+        """`end_queued` ends a job that has not started; `on_unkillable` hears of one that a kill did not end,
+        `kill_start` gives up a start that hangs; `look_again` looks, later in the turn, whether anything is left of a
+        job whose leader has exited."""
+        self._transitions = transitions
+        self._timers = timers
+        self._containment = containment
+        self._end_queued = end_queued
+        self._on_unkillable = on_unkillable
+        self._kill_start = kill_start
+        self._look_again = look_again
+
+    def stop(
+        self,
+        job: LiveJob,
+        number: int | None = None,
+        grace_s: float | None = None,
+        *,
+        cause: StopCause = StopCause.REQUEST,
+    ) -> None:
+        """Asks a job to end. Asked again, it is signalled again if a signal is named, and the nearer end counts."""
+        if job.state is JobState.STARTING:
+            if job.asked is not None:
+                asked_number, asked_grace_s = job.asked
+                number = asked_number if number is None else number
+                grace_s = min(_or(asked_grace_s, job.stop_grace_s), _or(grace_s, job.stop_grace_s))
+            job.asked = (number, grace_s)
+            self._transitions.note_stop(job, cause)
+            # It may never come to run: a program on a dead file system.
+            self._timers.after(_or(grace_s, job.stop_grace_s), partial(self._give_up_start, job), job)
+            return
+        if job.state is JobState.QUEUED:
+            job.stop_cause = cause
+            self._end_queued(job)
+            return
+        reason = {StopCause.TIMEOUT: "timeout", StopCause.OUTPUT: "output limit"}.get(cause, "stop requested")
+        changes = {"stop_cause": int(cause), **({"paused": 0} if job.paused else {})}
+        moved = self._transitions.move(job, Event.STOP, changes=changes, reason=reason)
+        if moved:
+            job.stop_cause = cause
+        if job.state is not JobState.STOPPING:
+            return
+        if job.paused:
+            self._thaw(job)
+        if moved or number is not None:
+            # Once the stop is on record, so that what it brings about is not taken for something else.
+            number = job.stop_signal if number is None else number
+            self._transitions.soon(partial(self._stop_signal, job, number))
+        self.kill_after(job, job.stop_grace_s if grace_s is None else grace_s)
+
+    def _give_up_start(self, job: LiveJob) -> None:
+        if job.state is JobState.STARTING:
+            job.given_up = self._kill_start(job) or job.given_up
+
+    def kill_after(self, job: LiveJob, grace_s: float) -> None:
+        kill_at_ns = time.monotonic_ns() + int(min(grace_s, DURATION_MAX_S) * NS_PER_S)
+        if job.kill_at_ns and job.kill_at_ns <= kill_at_ns:
+            return
+        job.kill_at_ns = kill_at_ns
+        if grace_s <= 0:
+            self._transitions.soon(partial(self._kill, job))
+        else:
+            self._timers.after(grace_s, partial(self._kill, job), job)
+
+    def _kill(self, job: LiveJob) -> None:
+        if job.state is not JobState.STOPPING or time.monotonic_ns() < job.kill_at_ns:  # finished, or other orders
+            return
+        assert job.container is not None
+        self._containment.kill(job.container)
+        self._look_again(job)
+        self._timers.after(_UNKILLABLE_AFTER_S, partial(self._look_after_kill, job), job)
+
+    def _look_after_kill(self, job: LiveJob) -> None:
+        if job.state is JobState.STOPPING:
+            self._on_unkillable(job)
+            self._kill(job)
+
+    def on_timeout(self, job: LiveJob) -> None:
+        if job.state is JobState.RUNNING:
+            self.stop(job, cause=StopCause.TIMEOUT)
+
+    def signal(self, job: LiveJob, number: int) -> None:
+        """Raises PreconditionFailed if the job's processes may not be signalled (they changed their user)."""
+        assert job.container is not None
+        try:
+            self._containment.signal(job.container, number)
+        except PermissionError as error:
+            raise PreconditionFailed(f"the supervisor may not signal pid {job.pid}: {error.strerror}") from error
+
+    def pause(self, job: LiveJob) -> None:
+        assert job.container is not None
+        job.paused = True
+        self._transitions.move(job, Event.PAUSE, changes={"paused": 1}, reason="paused")
+        self._containment.freeze(job.container)
+
+    def resume(self, job: LiveJob) -> None:
+        self._transitions.move(job, Event.RESUME, changes={"paused": 0}, reason="resumed")
+        self._thaw(job)
+
+    def _thaw(self, job: LiveJob) -> None:
+        assert job.container is not None
+        job.paused = False
+        self._containment.thaw(job.container)
+        self._look_again(job)  # while it stood still nobody was told of its end
+
+    def _stop_signal(self, job: LiveJob, number: int) -> None:
+        if job.state is not JobState.STOPPING:
+            return
+        try:
+            self.signal(job, number)
+        except PreconditionFailed as error:
+            note("job.not_signalled", job_id=job.job_id, signal=number, reason=error.message)
+
+
+def _or(grace_s: float | None, default_s: float) -> float:
+    return default_s if grace_s is None else grace_s

@@ -1,0 +1,130 @@
+"""What a store holds: its tables, and their rows as our own types."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final, NamedTuple
+
+from worker_svc.job import JobRecord, JobSpec, JobState, Outcome, Transition
+
+STORE_NAME: Final = "jobs.sqlite3"
+SCHEMA_VERSION: Final = 1
+
+# `ordinal` is the order of acceptance. Standard input lies apart, so that the rows stay small, and only until
+# the process has it. Events outlive the deletion of their job, so that their numbers have no gaps.
+SCHEMA: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE jobs (
+    ordinal INTEGER PRIMARY KEY AUTOINCREMENT,
+    job_id TEXT NOT NULL UNIQUE,
+    spec TEXT NOT NULL,
+    state INTEGER NOT NULL,
+    last_sequence INTEGER NOT NULL,
+    accepted_ns INTEGER NOT NULL,
+    fingerprint TEXT NOT NULL DEFAULT '',
+    outcome INTEGER NOT NULL DEFAULT 0,
+    exit_code INTEGER,
+    signal INTEGER,
+    reason TEXT NOT NULL DEFAULT '',
+    pid INTEGER NOT NULL DEFAULT 0,
+    started_ns INTEGER,
+    finished_ns INTEGER,
+    wall_ns INTEGER,
+    cpu_ns INTEGER,
+    peak_memory_bytes INTEGER,
+    output_size_bytes INTEGER,
+    stderr_size_bytes INTEGER,
+    boot_id TEXT NOT NULL DEFAULT '',
+    start_ticks INTEGER NOT NULL DEFAULT 0,
+    started_monotonic_ns INTEGER NOT NULL DEFAULT 0,
+    stop_cause INTEGER NOT NULL DEFAULT 0,
+    stored_bytes INTEGER NOT NULL DEFAULT 0,
+    paused INTEGER NOT NULL DEFAULT 0,
+    stuck TEXT NOT NULL DEFAULT '',
+    owner TEXT NOT NULL DEFAULT ''
+);
+CREATE INDEX jobs_live ON jobs (ordinal) WHERE state < 5;
+CREATE INDEX jobs_finished ON jobs (finished_ns) WHERE state = 5;
+CREATE INDEX jobs_owner ON jobs (owner);
+CREATE TABLE stdin (ordinal INTEGER PRIMARY KEY, content BLOB NOT NULL);
+CREATE TABLE events (
+    sequence INTEGER PRIMARY KEY,
+    job_id TEXT NOT NULL,
+    at_ns INTEGER NOT NULL,
+    from_state INTEGER NOT NULL,
+    to_state INTEGER NOT NULL,
+    pid INTEGER NOT NULL,
+    outcome INTEGER NOT NULL,
+    exit_code INTEGER,
+    signal INTEGER,
+    reason TEXT NOT NULL,
+    queued_ns INTEGER,
+    wall_ns INTEGER,
+    cpu_ns INTEGER,
+    owner TEXT NOT NULL DEFAULT ''
+);
+"""
+# Entry N brings a store from schema N to N + 1.
+MIGRATIONS: Final[dict[int, str]] = {}
+
+RECORD_COLUMNS: Final = ", ".join(JobRecord._fields)
+EVENT_COLUMNS: Final = (
+    "sequence, job_id, at_ns, from_state, to_state, pid, outcome, exit_code, signal, reason, queued_ns, wall_ns, "
+    "cpu_ns, owner"
+)
+INSERT_EVENT: Final = f"INSERT INTO events ({EVENT_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+
+# Of a job that is not there, or else of the oldest one: what is not there must not be told by how long it takes.
+OWNER_OF: Final = (
+    "SELECT owner, job_id = :job_id FROM jobs WHERE ordinal ="
+    " max(COALESCE((SELECT ordinal FROM jobs WHERE job_id = :job_id), 0), (SELECT MIN(ordinal) FROM jobs))"
+)
+
+
+class LiveRow(NamedTuple):
+    """Of a job that is not finished: what a supervisor that starts must know to go on with it."""
+
+    ordinal: int
+    job_id: str
+    state: JobState
+    fingerprint: str
+    pid: int
+    boot_id: str
+    start_ticks: int
+    accepted_ns: int
+    started_monotonic_ns: int
+    stop_cause: int
+    paused: int
+    owner: str
+
+
+class FinishedRow(NamedTuple):
+    """Of a finished job: what retention must know. `stored_bytes` is what its output takes on disk."""
+
+    job_id: str
+    finished_ns: int
+    stored_bytes: int
+
+
+class StoreError(Exception):
+    """The store cannot be used as it is; the text says what is wrong and what to do."""
+
+
+def record_from_row(row: tuple[Any, ...]) -> JobRecord:
+    ordinal, job_id, spec, state, last_sequence, accepted_ns, fingerprint, outcome, *rest = row
+    return JobRecord(
+        ordinal,
+        job_id,
+        JobSpec.from_json(json.loads(spec)),
+        JobState(state),
+        last_sequence,
+        accepted_ns,
+        fingerprint,
+        Outcome(outcome),
+        *rest,
+    )
+
+
+def transition_from_row(row: tuple[Any, ...]) -> Transition:
+    sequence, job_id, at_ns, from_state, to_state, pid, outcome, *rest = row
+    return Transition(sequence, job_id, at_ns, JobState(from_state), JobState(to_state), pid, Outcome(outcome), *rest)

@@ -1,0 +1,47 @@
+"""System calls that the standard library lacks, by way of the C library."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Final
+
+# inotify(7)
+IN_MODIFY: Final = 0x0002
+IN_MOVED_TO: Final = 0x0080
+IN_CREATE: Final = 0x0100
+IN_Q_OVERFLOW: Final = 0x4000
+IN_IGNORED: Final = 0x8000
+IN_ONESHOT: Final = 0x80000000
+
+# fallocate(2)
+_FALLOC_FL_KEEP_SIZE: Final = 0x01
+_FALLOC_FL_PUNCH_HOLE: Final = 0x02
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_fallocate: Final = _libc.fallocate64 if hasattr(_libc, "fallocate64") else _libc.fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def inotify_init() -> int:
+    return _check(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+
+
+def inotify_add_watch(fd: int, path: bytes, mask: int) -> int:
+    return _check(_libc.inotify_add_watch(fd, path, ctypes.c_uint32(mask)))
+
+
+def inotify_rm_watch(fd: int, watch: int) -> None:
+    _check(_libc.inotify_rm_watch(fd, watch))
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Gives bytes of a file back to the file system; its size stays, they read as zeros. Raises OSError."""
+    _check(_fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length))
