@@ -1,0 +1,439 @@
+"""WorkerClient against a fake worker over a real connection."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+from grpclib.server import Server
+
+from tests.unit.fake_worker import MERGED, FakeWorker, chunks, finished, serving
+from worker_svc import (
+    DeadlineExceeded,
+    Groups,
+    Identity,
+    InvalidArgument,
+    Job,
+    JobError,
+    JobNotFound,
+    JobState,
+    LeaderExit,
+    Limits,
+    Outcome,
+    OutputPolicy,
+    OutputStream,
+    PruneJobsReq,
+    Rlimit,
+    Sandbox,
+    StartJobReq,
+    Unavailable,
+    Unreachable,
+    WorkerClient,
+)
+from worker_svc.job import ERRORS
+from worker_svc.pb.jobscheduler import (
+    DeleteJobReq,
+    ListJobsReq,
+    SignalJobReq,
+    StopJobReq,
+    StreamJobReq,
+    WaitJobReq,
+    WatchJobsReq,
+)
+from worker_svc.statuses import STATUSES, from_grpc, to_grpc
+
+LIMITS = Limits(memory_max_bytes=2**30, cpu_max_cores=0.5, rlimits=[Rlimit(name="core", soft=0)], nice=-5, umask=0)
+
+
+@pytest.fixture
+def worker() -> FakeWorker:
+    return FakeWorker()
+
+
+@pytest.fixture
+async def client(worker: FakeWorker) -> AsyncIterator[WorkerClient]:
+    async with serving(worker) as address, WorkerClient(address) as client:
+        yield client
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.01)
+
+
+def test_every_error_has_a_status_and_comes_back_as_itself() -> None:
+    assert set(STATUSES) == set(ERRORS.values())
+    assert len(set(STATUSES.values())) == len(STATUSES)
+    for kind in ERRORS.values():
+        error = from_grpc(to_grpc(kind("what is wrong")))
+        assert type(error) is kind
+        assert str(error) == "what is wrong"
+
+
+def test_an_error_that_is_not_in_the_table() -> None:
+    assert to_grpc(Unreachable("gone")).status is Status.UNAVAILABLE
+    assert to_grpc(JobError("odd")).status is Status.INTERNAL
+    internal = GRPCError(Status.INTERNAL, "fault")
+    assert from_grpc(internal) is internal
+    assert str(from_grpc(GRPCError(Status.NOT_FOUND))) == "not found"
+
+
+async def test_start_sends_every_field(client: WorkerClient, worker: FakeWorker) -> None:
+    answer = await client.start(
+        "bash",
+        "x.sh",
+        args=("a", "b"),
+        env={"K": "V"},
+        cwd="/tmp",
+        stdin=b"in",
+        timeout_s=1.5,
+        stop_signal="INT",
+        stop_grace_s=0,
+        labels={"l": "m"},
+        separate_stderr=True,
+        job_id="mine",
+        output_max_bytes=0,
+        output_policy=OutputPolicy.STOP,
+        limits=LIMITS,
+        identity=Identity(user="nobody", groups=Groups()),
+        sandbox=Sandbox(no_network=True),
+        leader_exit=LeaderExit.WAIT,
+        deadline_s=10,
+    )
+    assert answer.job_id == "mine"
+    [request] = worker.requests
+    assert request == StartJobReq(
+        command="bash",
+        path="x.sh",
+        args=["a", "b"],
+        env={"K": "V"},
+        cwd="/tmp",
+        stdin=b"in",
+        timeout=timedelta(seconds=1.5),
+        stop_signal="INT",
+        stop_grace=timedelta(0),
+        labels={"l": "m"},
+        separate_stderr=True,
+        job_id="mine",
+        output_max_bytes=0,
+        output_policy=OutputPolicy(OutputPolicy.STOP),
+        limits=LIMITS,
+        identity=Identity(user="nobody", groups=Groups()),
+        sandbox=Sandbox(no_network=True),
+        leader_exit=LeaderExit(LeaderExit.WAIT),
+    )
+
+
+async def test_what_is_left_out_is_not_sent(client: WorkerClient, worker: FakeWorker) -> None:
+    answer = await client.start("true")
+    assert (answer.job_id, answer.state) == ("assigned", JobState.RUNNING)
+    assert worker.requests == [StartJobReq(command="true")]
+    assert worker.requests[0].timeout is None
+
+
+async def test_the_life_of_a_job(client: WorkerClient, worker: FakeWorker) -> None:
+    job_id = (await client.start("sleep")).job_id
+    assert not (await client.query(job_id)).done
+    await client.signal(job_id, "USR1")
+    await client.stop(job_id, signal="KILL", grace_s=2, wait=True)
+    answer = await client.query(job_id)
+    assert (answer.done, answer.error) == (True, True)
+    assert (await client.job(job_id)).outcome == Outcome.STOPPED
+    assert (await client.wait(job_id)).job_id == job_id
+    await client.delete(job_id)
+    assert worker.took(SignalJobReq) == [SignalJobReq(job_id, "USR1")]
+    assert worker.took(StopJobReq) == [StopJobReq(job_id, "KILL", timedelta(seconds=2), wait=True)]
+    assert worker.took(DeleteJobReq) == [DeleteJobReq(job_id)]
+    assert (await client.worker()).slots == 4
+
+
+async def test_prune(client: WorkerClient, worker: FakeWorker) -> None:
+    answer = await client.prune(max_age_s=60, max_count=0, max_bytes=5, dry_run=True)
+    assert answer.job_ids == ["a"]
+    assert worker.requests == [PruneJobsReq(timedelta(seconds=60), 0, 5, dry_run=True)]
+
+
+async def test_list_walks_the_pages(client: WorkerClient, worker: FakeWorker) -> None:
+    worker.jobs = {name: finished(name, Outcome.SUCCEEDED) for name in "abcde"}
+    since = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    listing = client.list(states=[JobState.FINISHED], labels={"k": "v"}, accepted_since=since, page_size=7)
+    assert [job.job_id async for job in listing] == list("abcde")
+    requests = worker.took(ListJobsReq)
+    assert len(requests) == 3
+    assert requests[0].states == [JobState.FINISHED]
+    assert requests[0].labels == {"k": "v"}
+    assert requests[0].accepted_since == since
+    assert requests[0].accepted_before is None
+    assert requests[0].page_size == 7
+
+
+async def test_list_takes_a_naive_time_for_local(client: WorkerClient, worker: FakeWorker) -> None:
+    naive = datetime(2026, 1, 2, 3, 4, 5)  # noqa: DTZ001 - the point of the test
+    assert [job async for job in client.list(accepted_before=naive)] == []
+    assert worker.took(ListJobsReq)[0].accepted_before == naive.astimezone(UTC)
+
+
+async def test_list_can_be_left_early(client: WorkerClient, worker: FakeWorker) -> None:
+    worker.jobs = {name: finished(name, Outcome.SUCCEEDED) for name in "abcde"}
+    async with aclosing(client.list()) as listing:
+        assert (await anext(listing)).job_id == "a"
+    assert len(worker.took(ListJobsReq)) == 1
+
+
+async def test_output(client: WorkerClient, worker: FakeWorker) -> None:
+    worker.jobs["a"] = finished("a", Outcome.SUCCEEDED)
+    worker.chunks[MERGED] = chunks(4096, b"\x00\xffend")
+    got = [chunk async for chunk in client.output("a", follow=True, offset=0)]
+    assert [(chunk.offset, chunk.gap_bytes, chunk.data) for chunk in got] == [
+        (0, 4096, b""),
+        (4096, 0, b"\x00\xffend"),
+    ]
+    assert worker.took(StreamJobReq) == [StreamJobReq(job_id="a", offset=0, follow=True)]
+
+
+async def test_where_output_begins(client: WorkerClient, worker: FakeWorker) -> None:
+    worker.jobs["a"] = finished("a", Outcome.SUCCEEDED)
+    assert [c async for c in client.output("a", stream=OutputStream.STDERR, tail_lines=3)] == []
+    assert [c async for c in client.output("a", tail_bytes=0)] == []
+    first, second = worker.took(StreamJobReq)
+    assert (first.stream, first.tail_lines, first.offset) == (OutputStream.STDERR, 3, None)
+    assert second.tail_bytes == 0
+
+
+async def test_leaving_a_stream_ends_it_at_the_worker(client: WorkerClient, worker: FakeWorker) -> None:
+    async with aclosing(client.watch(2, job_ids=["a"])) as transitions:
+        assert [(await anext(transitions)).sequence for _ in range(2)] == [2, 3]
+        await eventually(lambda: worker.open_streams == 1)
+    await eventually(lambda: worker.open_streams == 0)
+    assert worker.took(WatchJobsReq) == [WatchJobsReq(2, ["a"])]
+
+
+async def test_cancelling_a_stream_ends_it_at_the_worker(client: WorkerClient, worker: FakeWorker) -> None:
+    job_id = (await client.start("sleep")).job_id
+
+    async def follow() -> None:
+        async for _ in client.output(job_id, follow=True):
+            pass
+
+    task = asyncio.create_task(follow())
+    await eventually(lambda: worker.open_streams == 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await eventually(lambda: worker.open_streams == 0)
+
+
+async def test_statuses_become_errors(client: WorkerClient, worker: FakeWorker) -> None:
+    with pytest.raises(JobNotFound, match="job not found"):
+        await client.query("nobody")
+    with pytest.raises(JobNotFound):
+        await anext(client.output("nobody"))
+    worker.refusal = GRPCError(Status.INVALID_ARGUMENT, "command: must not be empty")
+    with pytest.raises(InvalidArgument, match=r"^command: must not be empty$"):
+        await client.start("")
+    worker.refusal = GRPCError(Status.ABORTED, "rule 3")
+    with pytest.raises(GRPCError) as refused:
+        await client.start("ls")
+    assert refused.value.status is Status.ABORTED
+
+
+async def test_wait_gives_up_in_time(client: WorkerClient) -> None:
+    job_id = (await client.start("sleep")).job_id
+    for limit_s in (0, 0.05):
+        with pytest.raises(DeadlineExceeded, match="the job is not finished"):
+            await client.wait(job_id, timeout_s=limit_s)
+
+
+async def test_a_worker_that_does_not_answer(client: WorkerClient, worker: FakeWorker) -> None:
+    worker.hangs = True
+    with pytest.raises(DeadlineExceeded, match="in time"):
+        await client.query("a", deadline_s=0.1)
+    # What grpclib did to the task to wake it must not look like a cancellation later.
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    async with asyncio.timeout(5):
+        await asyncio.sleep(0)
+
+
+async def test_a_timeout_of_the_callers_own(client: WorkerClient, worker: FakeWorker) -> None:
+    worker.hangs = True
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await client.query("a")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.start("ls", timeout_s=-1),
+        lambda client: client.start("ls", stop_grace_s=float("nan")),
+        lambda client: client.start("ls", stop_grace_s=float("inf")),
+        lambda client: client.stop("a", grace_s=-0.1),
+        lambda client: anext(client.output("a", offset=-1)),
+        lambda client: anext(client.output("a", tail_lines=2**64)),
+        lambda client: anext(client.output("a", stream=9)),
+        lambda client: anext(client.watch(-1)),
+        lambda client: anext(client.list(states=[17])),
+    ],
+)
+async def test_what_betterproto_would_garble_is_refused(
+    client: WorkerClient, worker: FakeWorker, call: Callable[[WorkerClient], Awaitable[Any]]
+) -> None:
+    with pytest.raises(InvalidArgument):
+        await call(client)
+    assert worker.requests == []
+
+
+async def test_text_that_is_not_unicode(client: WorkerClient) -> None:
+    with pytest.raises(InvalidArgument, match=r"^args: is not valid Unicode$"):
+        await client.start("ls", args=["fine", "\udcff"])
+    with pytest.raises(InvalidArgument, match=r"^env: is not valid Unicode$"):
+        await client.start("ls", env={"SECRET": "hunter2\udcff"})
+
+
+async def test_no_worker_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    async with WorkerClient(f"127.0.0.1:{port}") as client:
+        with pytest.raises(Unreachable, match=f"at 127.0.0.1:{port}: Connection refused$"):
+            await client.worker()
+        with pytest.raises(Unavailable):
+            await anext(client.watch())
+
+
+async def test_a_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "worker.sock"
+    server = Server([FakeWorker()])
+    await server.start(path=str(path))
+    async with WorkerClient(f"unix:{path}") as client:
+        assert client.address == f"unix:{path}"
+        assert (await client.worker()).worker_id == "fake"
+    server.close()
+    await server.wait_closed()
+    path.unlink(missing_ok=True)
+    async with WorkerClient(f"unix:{path}") as client:
+        with pytest.raises(Unreachable, match="No such file"):
+            await client.worker()
+
+
+async def test_a_connection_that_breaks_and_a_worker_that_comes_back() -> None:
+    worker = FakeWorker()
+    async with serving(worker) as address, Relay.to(address) as relay, WorkerClient(relay.address) as client:
+        watching = asyncio.create_task(_watch(client))
+        calling = asyncio.create_task(client.wait((await client.start("sleep")).job_id))
+        await eventually(lambda: worker.open_streams == 1 and len(worker.took(WaitJobReq)) == 1)
+        relay.cut()
+        for broken in (watching, calling):
+            with pytest.raises(Unavailable, match="lost"):
+                await broken
+        assert (await client.worker()).worker_id == "fake"
+
+
+async def _watch(client: WorkerClient) -> None:
+    try:
+        async for _ in client.watch():
+            pass
+    finally:
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+
+
+class Relay:
+    """Passes bytes between client and worker, until it is cut."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target.split(":")
+        self._writers: list[asyncio.StreamWriter] = []
+        self.address = ""
+
+    @classmethod
+    @asynccontextmanager
+    async def to(cls, target: str) -> AsyncIterator[Relay]:
+        relay = cls(target)
+        server = await asyncio.start_server(relay._connect, "127.0.0.1", 0)
+        relay.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server:
+            yield relay
+            relay.cut()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(*self._target)
+        self._writers += [writer, far_writer]
+        await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer))
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    def cut(self) -> None:
+        for writer in self._writers:
+            writer.close()
+        self._writers.clear()
+
+
+def test_a_peer_that_is_no_grpc_server() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1024)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+
+        async def call() -> None:
+            async with WorkerClient(f"127.0.0.1:{listener.getsockname()[1]}") as client:
+                await client.worker(deadline_s=10)
+
+        with pytest.raises(Unavailable, match="lost"):
+            asyncio.run(call())
+        thread.join()
+
+
+@pytest.mark.parametrize("address", ["", "host", "host:port", "host:70000", "::1:5", "unix:"])
+def test_an_address_that_cannot_be_one(address: str) -> None:
+    with pytest.raises(ValueError, match="is not a worker's address"):
+        WorkerClient(address)
+
+
+async def test_use_outside_of_async_with() -> None:
+    client = WorkerClient("127.0.0.1:1")
+    with pytest.raises(RuntimeError, match="async with"):
+        await client.worker()
+
+
+async def test_metadata_goes_with_every_call(worker: FakeWorker) -> None:
+    from grpclib.events import RecvRequest, listen
+
+    seen: list[Any] = []
+
+    async def remember(event: RecvRequest) -> None:
+        seen.append(event.metadata.get("token"))
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = Server([worker])
+    listen(server, RecvRequest, remember)
+    await server.start(sock=listener)
+    port = listener.getsockname()[1]
+    async with WorkerClient(f"127.0.0.1:{port}", metadata={"token": "t"}) as client:
+        await client.worker()
+        worker.jobs["a"] = Job(job_id="a", state=JobState(JobState.FINISHED))
+        assert [chunk async for chunk in client.output("a")] == []
+    server.close()
+    await server.wait_closed()
+    assert seen == ["t", "t"]

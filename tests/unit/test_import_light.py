@@ -1,0 +1,79 @@
+"""What importing pulls in: the supervisor must stay small, and the client must run anywhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import worker_svc
+
+
+def _loaded_after(statement: str) -> set[str]:
+    code = f"import sys; before = set(sys.modules); {statement}; print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    assert _loaded_after("import worker_svc") == {"worker_svc"}
+
+
+def test_the_vocabulary_is_light() -> None:
+    loaded = _loaded_after("import worker_svc, worker_svc.job, worker_svc.frames")
+    heavy = {
+        "grpclib",
+        "betterproto",
+        "asyncio",
+        "importlib.metadata",
+        "dataclasses",
+        "structlog",
+        "tomli",
+        "ssl",
+    }
+    assert not loaded & heavy
+
+
+def test_help_needs_no_grpc_and_no_event_loop() -> None:
+    code = "from worker_svc.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"
+    loaded = _loaded_after(f"exec({code!r})")
+    assert "worker_svc.cli" in loaded
+    assert not loaded & {"grpclib", "betterproto", "asyncio", "tomli", "structlog"}
+
+
+def test_the_client_imports_nothing_that_only_unix_has() -> None:
+    code = """
+import sys
+for name in ("fcntl", "resource", "pwd", "grp", "termios", "pty", "tty", "syslog"):
+    sys.modules[name] = None
+from worker_svc import JobNotFound, StartJobReq, WorkerClient
+print(WorkerClient("127.0.0.1:1").address)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("127.0.0.1:1", "")
+
+
+def test_every_public_name_is_there() -> None:
+    for name in worker_svc.__all__:
+        assert getattr(worker_svc, name) is not None
+    assert set(worker_svc.__all__) <= set(dir(worker_svc))
+    namespace: dict[str, object] = {}
+    exec("from worker_svc import *", namespace)
+    assert set(worker_svc.__all__) <= set(namespace)
+
+
+def test_every_message_of_the_contract_is_public() -> None:
+    from worker_svc.pb import jobscheduler
+
+    messages = {
+        name
+        for name in vars(jobscheduler)
+        if getattr(vars(jobscheduler)[name], "__module__", "") == jobscheduler.__name__
+    }
+    assert messages <= set(worker_svc.__all__)
+
+
+def test_a_name_that_is_not_there() -> None:
+    import pytest
+
+    with pytest.raises(AttributeError, match="no attribute 'Nobody'"):
+        _ = worker_svc.Nobody  # type: ignore[attr-defined]

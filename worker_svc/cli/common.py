@@ -1,0 +1,154 @@
+"""What the commands share: failures, parsers, and how client commands reach the worker."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import worker_svc
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+    from worker_svc.client import WorkerClient
+
+ADDRESS_VARIABLE: Final = "WORKER_SVC_ADDR"
+TLS_OPTIONS: Final = {
+    "--ca": ("WORKER_SVC_CA", "FILE", "certificates to verify the worker with"),
+    "--crt": ("WORKER_SVC_CRT", "FILE", "certificate to show to the worker"),
+    "--key": ("WORKER_SVC_KEY", "FILE", "private key of that certificate"),
+    "--server-name": ("WORKER_SVC_SERVER_NAME", "NAME", "name in the worker's certificate, if it is not the host"),
+}
+CLIENT_VARIABLES: Final = frozenset({ADDRESS_VARIABLE, *(variable for variable, *_ in TLS_OPTIONS.values())})
+DEFAULT_ADDRESS: Final = "127.0.0.1:50000"
+FAILED_STATUS: Final = 1
+CANCELLED_STATUS: Final = 130
+"""After Ctrl-C."""
+ANSWER_DEADLINE_S: Final = 30.0
+"""For calls that a worker in good health answers at once."""
+
+
+class Failure(Exception):
+    """A command did not do what was asked: its text is for the user, `status` for the shell."""
+
+    def __init__(self, text: str, status: int = FAILED_STATUS) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def complain(command: str, text: str) -> None:
+    print(f"worker-svc: {command}: {text}", file=sys.stderr, flush=True)
+
+
+def program() -> str:
+    """How the reader can call this program: hints are there to be copied."""
+    if shutil.which("worker-svc"):
+        return "worker-svc"
+    wrapper = Path(worker_svc.__file__).parent.parent / "scripts" / "worker"
+    if not wrapper.is_file():
+        return "python -m worker_svc"
+    return str(wrapper.relative_to(Path.cwd()) if wrapper.is_relative_to(Path.cwd()) else wrapper)
+
+
+def make_parser(prog: str, description: str, **options: Any) -> argparse.ArgumentParser:
+    # Without abbreviations: an option that comes later must not change what a script means.
+    return argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False, **options)
+
+
+def add_address_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--addr",
+        metavar="ADDRESS",
+        default=os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS,
+        help=f"where the worker is: host:port or unix:/path (default: ${ADDRESS_VARIABLE}, else {DEFAULT_ADDRESS})",
+    )
+
+    group = parser.add_argument_group("TLS, if any of these is given")
+    for flag, (variable, metavar, what) in TLS_OPTIONS.items():
+        group.add_argument(
+            flag, metavar=metavar, default=os.environ.get(variable) or None, help=f"{what} (default: ${variable})"
+        )
+
+
+def key_value(text: str) -> tuple[str, str]:
+    """K=V, for argparse."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise argparse.ArgumentTypeError(f"must be KEY=VALUE, not {text!r}")
+    return key, value
+
+
+def seconds(text: str) -> float:
+    """For argparse; the worker checks the rest."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, not {text!r}") from None
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds from 0 up, not {text!r}")
+    return number
+
+
+def count(text: str) -> int:
+    """A whole number from 0 up, for argparse."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 up, not {text!r}")
+    return int(text)
+
+
+def with_worker(
+    arguments: argparse.Namespace,
+    use: Callable[[WorkerClient], Coroutine[Any, Any, int]],
+    *,
+    failed_status: int = FAILED_STATUS,
+) -> int:
+    """Runs `use` with a client for the worker that the options name; what goes wrong becomes a `Failure`."""
+    import asyncio
+
+    from grpclib.exceptions import GRPCError
+
+    from worker_svc.client import Unreachable, WorkerClient
+    from worker_svc.job import JobError
+
+    address: str = arguments.addr
+    try:
+        client = WorkerClient(address, ssl=_tls(arguments), server_name=arguments.server_name or "")
+    except ValueError as error:
+        raise Failure(str(error), 2) from None
+
+    async def connected() -> int:
+        async with client:
+            return await use(client)
+
+    try:
+        return asyncio.run(connected())
+    except Unreachable as error:
+        raise Failure(f"{error}\n{_how_to_reach_one(address)}", failed_status) from error
+    except JobError as error:
+        raise Failure(error.message, failed_status) from error
+    except GRPCError as error:
+        raise Failure(f"the worker answered {error.status.name}: {error.message}", failed_status) from error
+
+
+def _tls(arguments: argparse.Namespace) -> SSLContext | None:
+    given = (arguments.ca, arguments.crt, arguments.key, arguments.server_name)
+    if not any(given):
+        return None
+    if (arguments.crt is None) != (arguments.key is None):
+        raise Failure("--crt and --key go together", 2)
+    from worker_svc.security import SecurityError, client_context
+
+    try:
+        return client_context(*(path and Path(path) for path in given[:3]))
+    except SecurityError as error:
+        raise Failure(str(error)) from error
+
+
+def _how_to_reach_one(address: str) -> str:
+    flag = "" if address == DEFAULT_ADDRESS else f" --grpc-server-addr {address}"
+    return f"  start one there: {program()} serve{flag}\n  or say where it is: --addr or ${ADDRESS_VARIABLE}"

@@ -1,0 +1,107 @@
+"""`worker-svc list`: the jobs, newest first."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from worker_svc.cli.common import (
+    ANSWER_DEADLINE_S,
+    add_address_option,
+    count,
+    key_value,
+    make_parser,
+    with_worker,
+)
+from worker_svc.job import JobState
+
+if TYPE_CHECKING:
+    from worker_svc.client import WorkerClient
+    from worker_svc.pb.jobscheduler import Job
+
+DEFAULT_LIMIT: Final = 50
+_PAGE_MAX: Final = 1000
+
+
+def main(prog: str, argv: Sequence[str]) -> int:
+    parser = make_parser(prog, "List jobs, newest first.")
+    add_address_option(parser)
+    parser.add_argument(
+        "--state",
+        metavar="STATE",
+        type=_state,
+        action="append",
+        default=[],
+        help="only jobs in this state, repeatable: queued, starting, running, stopping, finished",
+    )
+    parser.add_argument(
+        "--label",
+        metavar="KEY=VALUE",
+        type=key_value,
+        action="append",
+        default=[],
+        help="only jobs with this label, repeatable",
+    )
+    parser.add_argument(
+        "--limit",
+        metavar="N",
+        type=count,
+        default=DEFAULT_LIMIT,
+        help=f"at most so many (default: {DEFAULT_LIMIT}; 0: all)",
+    )
+    parser.add_argument("--json", action="store_true", help="for programs: a JSON object a line")
+    arguments = parser.parse_args(argv)
+    return with_worker(arguments, lambda client: _list(client, arguments))
+
+
+def _state(text: str) -> JobState:
+    state = JobState.__members__.get(text.upper())
+    if state in (None, JobState.NEW):
+        raise argparse.ArgumentTypeError("must be queued, starting, running, stopping or finished")
+    assert state is not None
+    return state
+
+
+async def _list(client: WorkerClient, arguments: argparse.Namespace) -> int:
+    jobs, more = await _fetch(client, arguments)
+    _print(jobs, as_json=arguments.json)
+    if more and not arguments.json:
+        print(f"… and older ones: --limit {10 * arguments.limit} shows more, --limit 0 all", file=sys.stderr)
+    return 0
+
+
+async def _fetch(client: WorkerClient, arguments: argparse.Namespace) -> tuple[list[Job], bool]:
+    """The jobs asked for, and whether there are more."""
+    limit: int = arguments.limit
+    jobs: list[Job] = []
+    listing = client.list(
+        states=arguments.state,
+        labels=dict(arguments.label),
+        page_size=min(limit + 1, _PAGE_MAX) if limit else _PAGE_MAX,
+        deadline_s=ANSWER_DEADLINE_S,
+    )
+    async with aclosing(listing):
+        async for job in listing:
+            if limit and len(jobs) == limit:
+                return jobs, True
+            jobs.append(job)
+    return jobs, False
+
+
+def _print(jobs: Sequence[Job], *, as_json: bool) -> None:
+    from worker_svc.cli.render import job_json, job_table
+
+    if as_json:
+        for job in jobs:
+            print(json.dumps(job_json(job)))
+    elif jobs:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print("\n".join(job_table(jobs, now=datetime.now(UTC), width=width)))
+    else:
+        print("no jobs", file=sys.stderr)

@@ -1,0 +1,26 @@
+"""`worker-svc pause`: makes a running job stand still."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from worker_svc.cli.common import ANSWER_DEADLINE_S, add_address_option, make_parser, with_worker
+
+if TYPE_CHECKING:
+    from worker_svc.client import WorkerClient
+
+
+def main(prog: str, argv: Sequence[str]) -> int:
+    parser = make_parser(
+        prog, "Make all processes of a running job stand still. Its timeout goes on; a stop resumes it first."
+    )
+    parser.add_argument("job", metavar="JOB", help="the job's id")
+    add_address_option(parser)
+    arguments = parser.parse_args(argv)
+
+    async def pause(client: WorkerClient) -> int:
+        await client.pause(arguments.job, deadline_s=ANSWER_DEADLINE_S)
+        return 0
+
+    return with_worker(arguments, pause)

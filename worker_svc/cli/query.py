@@ -1,0 +1,33 @@
+"""`worker-svc query`: all that is known of a job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from worker_svc.cli.common import ANSWER_DEADLINE_S, add_address_option, make_parser, with_worker
+
+if TYPE_CHECKING:
+    from worker_svc.client import WorkerClient
+
+
+def main(prog: str, argv: Sequence[str]) -> int:
+    parser = make_parser(prog, "Show what is known of a job.")
+    parser.add_argument("job", metavar="JOB", help="the job's id")
+    add_address_option(parser)
+    parser.add_argument("--json", action="store_true", help="for programs: one JSON object")
+    arguments = parser.parse_args(argv)
+
+    async def query(client: WorkerClient) -> int:
+        from worker_svc.cli.render import job_block, job_json
+
+        job = await client.job(arguments.job, deadline_s=ANSWER_DEADLINE_S)
+        if arguments.json:
+            print(json.dumps(job_json(job), indent=2))
+        else:
+            print("\n".join(job_block(job, now=datetime.now(UTC))))
+        return 0
+
+    return with_worker(arguments, query)

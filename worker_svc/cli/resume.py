@@ -1,0 +1,24 @@
+"""`worker-svc resume`: lets a paused job go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from worker_svc.cli.common import ANSWER_DEADLINE_S, add_address_option, make_parser, with_worker
+
+if TYPE_CHECKING:
+    from worker_svc.client import WorkerClient
+
+
+def main(prog: str, argv: Sequence[str]) -> int:
+    parser = make_parser(prog, "Let a paused job go on.")
+    parser.add_argument("job", metavar="JOB", help="the job's id")
+    add_address_option(parser)
+    arguments = parser.parse_args(argv)
+
+    async def resume(client: WorkerClient) -> int:
+        await client.resume(arguments.job, deadline_s=ANSWER_DEADLINE_S)
+        return 0
+
+    return with_worker(arguments, resume)

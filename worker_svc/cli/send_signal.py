@@ -1,0 +1,25 @@
+"""`worker-svc signal`: sends a signal to a running job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from worker_svc.cli.common import ANSWER_DEADLINE_S, add_address_option, make_parser, with_worker
+
+if TYPE_CHECKING:
+    from worker_svc.client import WorkerClient
+
+
+def main(prog: str, argv: Sequence[str]) -> int:
+    parser = make_parser(prog, "Send a signal to a running job's process group. To end a job, use stop.")
+    parser.add_argument("job", metavar="JOB", help="the job's id")
+    parser.add_argument("signal", metavar="SIGNAL", help="SIGUSR1, USR1 or 10")
+    add_address_option(parser)
+    arguments = parser.parse_args(argv)
+
+    async def send(client: WorkerClient) -> int:
+        await client.signal(arguments.job, arguments.signal, deadline_s=ANSWER_DEADLINE_S)
+        return 0
+
+    return with_worker(arguments, send)
