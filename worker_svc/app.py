@@ -1,0 +1,391 @@
+"""Builds the worker from its configuration, serves until it is asked to leave, and leaves jobs to the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import resource
+import signal
+import socket
+import sqlite3
+import ssl
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from structlog.typing import FilteringBoundLogger
+
+from worker_svc import __version__, startchecks
+from worker_svc.access import Doorkeeper
+from worker_svc.config import Address, Config
+from worker_svc.feed import Feed
+from worker_svc.guard import Gate
+from worker_svc.job import Identity as JobIdentity
+from worker_svc.job import JobError, LeaderExit, OutputPolicy, Transition
+from worker_svc.link import SupervisorError, SupervisorLink
+from worker_svc.masking import Masker
+from worker_svc.messages import Defaults
+from worker_svc.messages.limits import LimitDefaults
+from worker_svc.output import OutputReader
+from worker_svc.policy import CommandPolicy, base_env
+from worker_svc.registration import Registration
+from worker_svc.security import Reloader, SecurityError, renew_scheduler_context, scheduler_context, server_context
+from worker_svc.server import GrpcServer
+from worker_svc.service import Identity, WorkerService
+from worker_svc.supervisor import crashpoints
+from worker_svc.supervisor.lockfile import LockFile, LockHeld
+from worker_svc.supervisor.store import StoreError, StoreReader
+from worker_svc.telemetry import TransitionLog, set_up_log
+
+LOCK_NAME: Final = "worker.lock"
+# Variables that tell of a user, so that another user's jobs must not find the worker's.
+_OF_A_USER: Final = ("HOME", "USER", "LOGNAME", "SHELL")
+_LOG_RETRY_S: Final = 1.0
+_DEREGISTER_TIMEOUT_S: Final = 2.0
+_WARNINGS: Final = frozenset(
+    {
+        "supervisor.lost",
+        "supervisor.unavailable",
+        "output.degraded",
+        "output.cannot_drop_head",
+        "limits.unenforceable",
+    }
+)
+
+
+class StartError(Exception):
+    """The worker cannot start; the text says why and what to do."""
+
+
+def serve(config: Config, config_file: Path | None = None, *, file_is_named: bool = True) -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit status. The file is the one that `config` was read from."""
+    masker = Masker(config.access.secret_keys)
+    try:
+        log, log_fd = set_up_log(config.log, masker)
+    except OSError as error:
+        print(f"worker-svc: log.file: {error}", flush=True)
+        return 1
+    try:
+        _check_start(config, config_file, log, is_named=file_is_named)
+        with _worker_lock(config.state.dir):
+            mended = startchecks.mend_state_dir(config.state.dir)
+            if mended:
+                log.warning("worker.mended", what=mended)
+            crashpoints.arm(str(config.state.dir), crashpoints.WORKER_FILE_NAME)
+            return asyncio.run(_Worker(config, log, log_fd, masker).run())
+    except (StartError, SupervisorError, SecurityError, StoreError, OSError) as error:
+        log.error("worker.failed", reason=str(error))
+        return 1
+
+
+def _check_start(config: Config, config_file: Path | None, log: FilteringBoundLogger, *, is_named: bool) -> None:
+    """Warns of what others could do to the worker. Raises StartError for what must not be."""
+    findings = startchecks.check(config, config_file, is_named=is_named)
+    for finding in findings:
+        if not finding.is_error:
+            log.warning("worker.insecure", reason=finding.text)
+    errors = [finding.text for finding in findings if finding.is_error]
+    if errors:
+        raise StartError("; ".join(errors))
+
+
+@contextmanager
+def _worker_lock(state_dir: Path) -> Iterator[None]:
+    """Makes the state directory, and this process the only worker on it. Raises StartError."""
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = LockFile(str(state_dir / LOCK_NAME))
+    except OSError as error:
+        raise StartError(f"state.dir: {state_dir}: {error.strerror}") from error
+    except LockHeld as held:
+        raise StartError(
+            f"state.dir: {state_dir} is in use by another worker (pid {held.pid}): end that one, or set another"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Worker:
+    def __init__(self, config: Config, log: FilteringBoundLogger, log_fd: int, masker: Masker) -> None:
+        self._config = config
+        self._log = log
+        self._masker = masker
+        self._log_fd = log_fd
+        self._started_monotonic_s = time.monotonic()
+        self._feed: Feed | None = None
+        self._registration: Registration | None = None
+        self._scheduler_context: ssl.SSLContext | None = None
+        self._advertised = ""
+        self._is_log_behind = False
+        """Whether there are transitions that could not be logged: the log is tried again and again."""
+        self._sequence = 0
+        """Of the latest doorbell: it can ring before the feed is there."""
+
+    async def run(self) -> int:
+        config = self._config
+        context = server_context(config.grpc_server)
+        link = SupervisorLink(
+            config.state.dir,
+            _settings(config),
+            __version__,
+            supervisor_options=_supervisor_options(config),
+            on_sequence=self._on_sequence,
+            on_event=self._on_event,
+        )
+        await link.connect()
+        await self._warn_of_limits(link)
+        worker_id = link.info["state_id"]
+        reader = StoreReader(str(config.state.dir))
+        transitions = TransitionLog(self._log, self._log_fd, config.state.dir, worker_id, reader.events)
+        self._feed = Feed(reader, transitions.sequence, partial(self._log_transitions, transitions))
+        self._feed.ring(self._sequence)
+        output = OutputReader(on_degraded=lambda text: self._on_event("output.degraded", reason=text))
+        doorkeeper = Doorkeeper(config.access)
+        service = WorkerService(
+            config.state.dir,
+            link,
+            reader,
+            self._feed,
+            output,
+            start_defaults(config),
+            self._identity(),
+            Gate(doorkeeper, self._masker, self._log),
+            CommandPolicy(config.policy, base_env(config.jobs)),
+        )
+        server = GrpcServer(service, config.transport, identify=doorkeeper.rate_key)
+        try:
+            address = await self._listen(server, context)
+        except OSError as error:
+            reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)
+            raise StartError(f"grpc_server.addr: {config.grpc_server.addr}: {reason}") from error
+        asked = self._take_signals()  # before anybody is told that we serve
+        reloader = self._start_reloading(server)
+        self._log.info("worker.serving", address=str(address), version=__version__, worker=worker_id, pid=os.getpid())
+        # Whatever start-up made is here to stay: to walk it again and again would be for nothing.
+        gc.freeze()
+        tasks = [asyncio.create_task(link.run()), asyncio.create_task(self._feed.run())]
+        tasks += self._start_registration(address)
+        status = await self._until_asked_to_leave(asked, tasks)
+        self._log.info("worker.draining")
+        await self._leave(server, tasks)
+        reloader.close()
+        service.close()
+        output.close()
+        link.close()
+        reader.close()
+        transitions.close()
+        self._log.info("worker.left")
+        return status
+
+    async def _listen(self, server: GrpcServer, context: ssl.SSLContext | None) -> Address:
+        """Raises OSError."""
+        config = self._config.grpc_server
+        address = await server.listen(config.addr, context)
+        if config.addr.is_unix:
+            startchecks.check_unix_socket(Path(config.addr.unix_path), int(config.unix_mode or "0600", 8))
+        return address
+
+    def _start_reloading(self, server: GrpcServer) -> Reloader:
+        """Certificates are read again when their files change, and on SIGHUP."""
+        served, scheduler = self._config.grpc_server, self._config.scheduler
+        files: list[Path | None] = []
+        if served.use_tls:
+            files += [served.crt_file, served.key_file, served.client_ca_file, served.crl_file]
+        if scheduler.use_tls:
+            files += [scheduler.crt_file, scheduler.key_file, scheduler.ca_file]
+
+        def reload() -> None:
+            # The keys' modes too: what was no good at the start is none now.
+            errors = [found.text for found in startchecks.check_keys(self._config) if found.is_error]
+            if errors:
+                raise SecurityError("; ".join(errors))
+            context = server_context(served)
+            if self._scheduler_context is not None:
+                renew_scheduler_context(self._scheduler_context, scheduler)
+            server.use_context(context)
+
+        reloader = Reloader(files, reload, self._log)
+        reloader.watch()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.reload)
+        return reloader
+
+    def _start_registration(self, address: Address) -> list[asyncio.Task[Any]]:
+        scheduler = self._config.scheduler
+        advertised = self._config.grpc_server.advertise_addr or address
+        if advertised.is_unspecified:
+            advertised = Address(host=socket.gethostname(), port=advertised.port)
+        self._advertised = str(advertised)
+        if scheduler.addr is None:
+            return []
+        self._scheduler_context = scheduler_context(scheduler)
+        self._registration = Registration(
+            self._advertised,
+            self._log,
+            host=scheduler.addr.host,
+            port=scheduler.addr.port,
+            unix_path=scheduler.addr.unix_path or None,
+            ssl_context=self._scheduler_context,
+            server_name=scheduler.server_name,
+            register_timeout_s=scheduler.register_timeout_s,
+            backoff_initial_s=scheduler.backoff_initial_s,
+            backoff_max_s=scheduler.backoff_max_s,
+            keepalive_s=scheduler.keepalive_s,
+        )
+        return [asyncio.create_task(self._registration.run())]
+
+    def _take_signals(self) -> asyncio.Event:
+        """Set by the first SIGTERM or SIGINT; the second ends the process at once."""
+        loop = asyncio.get_running_loop()
+        asked = asyncio.Event()
+
+        def on_signal(number: int) -> None:
+            if asked.is_set():
+                self._log.warning("worker.ended_at_once", signal=signal.Signals(number).name)
+                os._exit(128 + number)
+            self._log.info("worker.asked_to_leave", signal=signal.Signals(number).name)
+            asked.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal, number)
+        return asked
+
+    async def _until_asked_to_leave(self, asked: asyncio.Event, tasks: list[asyncio.Task[Any]]) -> int:
+        """Returns the exit status: 0 when asked to, by a signal or ShutdownWorker, 1 when one of `tasks` failed."""
+        waiting = asyncio.create_task(asked.wait())
+        done, _ = await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        if waiting in done:
+            return 0
+        waiting.cancel()
+        status = 0
+        for task in done:
+            error = task.exception()
+            if error is not None:
+                self._log.error("worker.failed", reason=str(error), exc_info=_unforeseen(error))
+                status = 1
+        return status
+
+    async def _leave(self, server: GrpcServer, tasks: list[asyncio.Task[Any]]) -> None:
+        if self._registration is not None:
+            await self._registration.deregister(_DEREGISTER_TIMEOUT_S)
+        await server.leave(self._config.grpc_server.drain_grace_s)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _identity(self) -> Identity:
+        return Identity(
+            host=socket.gethostname(),
+            slots=self._config.jobs.resolved_slots,
+            queue_length=self._config.jobs.queue_length,
+            started_monotonic_s=self._started_monotonic_s,
+            advertise_address=lambda: self._advertised,
+            scheduler_worker_id=lambda: self._registration.scheduler_worker_id if self._registration else "",
+        )
+
+    async def _warn_of_limits(self, link: SupervisorLink) -> None:
+        try:
+            status = await link.ask("status", is_idempotent=True)
+        except JobError:  # the supervisor is lost again: it will be found, and this is only a warning
+            return
+        if not status["can_drop_head"]:
+            self._on_event(
+                "output.cannot_drop_head",
+                folder=str(self._config.state.dir / "output"),
+                reason="its file system cannot give back the head of a file: policy drop_head is stop here",
+            )
+        missing = status.get("unenforceable", {})
+        for field, value in self._config.limits.cgroup_defaults.to_json().items():
+            if field in missing:
+                self._on_event("limits.unenforceable", key=f"limits.{field}", value=value, reason=missing[field])
+
+    def _log_transitions(self, transitions: TransitionLog, batch: Sequence[Transition]) -> None:
+        if not transitions.write(batch) and not self._is_log_behind:
+            self._is_log_behind = True
+            asyncio.get_running_loop().call_later(_LOG_RETRY_S, self._catch_up_log, transitions)
+
+    def _catch_up_log(self, transitions: TransitionLog) -> None:
+        self._is_log_behind = not transitions.catch_up()
+        if self._is_log_behind:
+            asyncio.get_running_loop().call_later(_LOG_RETRY_S, self._catch_up_log, transitions)
+
+    def _on_sequence(self, sequence: int) -> None:
+        self._sequence = max(self._sequence, sequence)
+        if self._feed is not None:
+            self._feed.ring(sequence)
+
+    def _on_event(self, event: str, **fields: Any) -> None:
+        (self._log.warning if event in _WARNINGS else self._log.info)(event, **fields)
+
+
+def _unforeseen(error: BaseException | None) -> BaseException | None:
+    """What needs a traceback: all but what was raised to tell an operator something."""
+    return None if isinstance(error, SupervisorError | sqlite3.Error) else error
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """What the supervisor must know to go on without a worker."""
+    jobs = config.jobs
+    return {
+        "slots": jobs.resolved_slots,
+        "queue_length": jobs.queue_length,
+        "base_env": base_env(jobs),
+        "user_env": [name for name in jobs.pass_env if name in _OF_A_USER and name not in jobs.env],
+        "idle_exit_s": config.supervisor.idle_exit_s,
+        "min_free_bytes": config.state.min_free_bytes,
+        "min_free_inodes": config.state.min_free_inodes,
+        "keep_age_s": config.retention.max_age_s,
+        "keep_jobs": config.retention.max_jobs,
+        "keep_bytes": config.retention.max_bytes,
+        "keep_events": config.retention.max_events,
+        "on_reboot": jobs.on_reboot,
+    }
+
+
+def _supervisor_options(config: Config) -> list[str]:
+    chosen = {"--containment": config.supervisor.containment, "--spawner": config.supervisor.spawner}
+    return [word for option, value in chosen.items() if value != "auto" for word in (option, value)]
+
+
+def start_defaults(config: Config) -> Defaults:
+    jobs = config.jobs
+    return Defaults(
+        cwd=str(jobs.cwd),
+        timeout_s=jobs.timeout_s,
+        stop_signal=jobs.stop_signal_number,
+        stop_grace_s=jobs.stop_grace_s,
+        output_max_bytes=config.output.max_bytes,
+        output_max_bytes_limit=config.output.max_bytes_limit,
+        output_policy=OutputPolicy[config.output.policy.upper()],
+        limits=_limit_defaults(config),
+    )
+
+
+def _limit_defaults(config: Config) -> LimitDefaults:
+    limits, jobs = config.limits, config.jobs
+    maxima = {name: _within_our_own(name, most) for name, most in limits.rlimit_maxima.items()}
+    process = limits.process_defaults
+    rlimits: dict[str, tuple[int, int | None]] = {name: (most, most) for name, most in maxima.items()}
+    return LimitDefaults(
+        process=process._replace(rlimits=rlimits | process.rlimits),
+        cgroup=limits.cgroup_defaults,
+        identity=JobIdentity(user=jobs.user, no_new_privs=jobs.no_new_privs),
+        sandbox=config.sandbox.sandbox,
+        leader_exit=LeaderExit[jobs.leader_exit.upper()],
+        cgroup_maxima=limits.cgroup_maxima,
+        rlimit_maxima=maxima,
+        nice_min=limits.nice_min,
+        oom_score_adj_min=limits.oom_score_adj_min,
+    )
+
+
+def _within_our_own(name: str, most: int) -> int:
+    """A maximum must not ask for more than jobs have anyway: to raise a hard limit takes a privilege."""
+    number = getattr(resource, f"RLIMIT_{name.upper()}", None)
+    own = resource.RLIM_INFINITY if number is None else resource.getrlimit(number)[1]
+    return most if own == resource.RLIM_INFINITY else min(most, own)

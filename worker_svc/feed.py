@@ -1,0 +1,101 @@
+"""Transitions as they are read from the store: to the log, to watchers, and to those who wait for a job's end.
+
+The supervisor's doorbell says up to where the store goes; reading on from where one is makes catching up and living
+on the same thing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Final
+
+from worker_svc.job import JobState, Transition
+from worker_svc.supervisor import crashpoints
+from worker_svc.supervisor.store import StoreReader
+
+_PAGE: Final = 512
+_RECENT_MAX: Final = 4096
+
+
+class Feed:
+    def __init__(
+        self, reader: StoreReader, after_sequence: int, on_batch: Callable[[Sequence[Transition]], None]
+    ) -> None:
+        """Reads on after `after_sequence`; each batch goes to `on_batch` first, exactly once and in order."""
+        self._reader = reader
+        self._on_batch = on_batch
+        self._target = after_sequence
+        self.sequence = after_sequence
+        """The latest transition read."""
+        self._recent: deque[Transition] = deque(maxlen=_RECENT_MAX)
+        self._rung = asyncio.Event()
+        self._more: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ends: dict[str, list[asyncio.Future[None]]] = {}
+
+    def ring(self, sequence: int) -> None:
+        """The store goes up to `sequence`."""
+        if sequence > self._target:
+            self._target = sequence
+            self._rung.set()
+
+    async def run(self) -> None:
+        """Reads whenever the bell rings, until cancelled. Raises sqlite3.Error."""
+        while True:
+            await self._rung.wait()
+            self._rung.clear()
+            while self.sequence < self._target:
+                self._read_page()
+                await asyncio.sleep(0)  # others get their turn between pages
+
+    def _read_page(self) -> None:
+        batch = self._reader.events(self.sequence, _PAGE)
+        if not batch:
+            # Only retention removes events, and only such as were read long ago; a copied store might lack some.
+            self.sequence = self._target
+            return
+        self._on_batch(batch)
+        if crashpoints.is_armed:
+            crashpoints.reach("batch-logged")
+        self._recent.extend(batch)
+        self.sequence = batch[-1].sequence
+        for moved in batch:
+            if moved.to_state is JobState.FINISHED:
+                for end in self._ends.pop(moved.job_id, ()):
+                    if not end.done():
+                        end.set_result(None)
+        more, self._more = self._more, asyncio.get_running_loop().create_future()
+        more.set_result(None)
+
+    def end_of(self, job_id: str) -> asyncio.Future[None]:
+        """Done once a transition to FINISHED of this job is read. Ask before looking at the record, and `forget` it."""
+        end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ends.setdefault(job_id, []).append(end)
+        return end
+
+    def forget(self, job_id: str, end: asyncio.Future[None]) -> None:
+        ends = self._ends.get(job_id, [])
+        if end in ends:
+            ends.remove(end)
+            if not ends:
+                del self._ends[job_id]
+
+    async def since(self, sequence: int) -> AsyncIterator[Sequence[Transition]]:
+        """Transitions from `sequence` on in batches, without end. Only its place in the row is held for a reader."""
+        after = sequence - 1
+        while True:
+            while after >= self.sequence:
+                await asyncio.shield(self._more)
+            batch = self._after(after)
+            if batch:
+                yield batch
+                after = batch[-1].sequence
+            else:
+                after = self.sequence
+
+    def _after(self, sequence: int) -> Sequence[Transition]:
+        if self._recent and self._recent[0].sequence <= sequence + 1:
+            skip = sequence + 1 - self._recent[0].sequence
+            return [self._recent[i] for i in range(skip, min(len(self._recent), skip + _PAGE))]
+        return [moved for moved in self._reader.events(sequence, _PAGE) if moved.sequence <= self.sequence]

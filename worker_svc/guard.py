@@ -1,0 +1,226 @@
+"""The one way into the service: who calls, whether its role may, and whether the job is its own; then the handler.
+
+Every RPC of the contract comes by here, those too that are yet to be written: what `access.RPCS` does not name is
+refused to all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextvars import ContextVar
+from typing import Any, Final, NamedTuple
+
+import grpclib.const
+import grpclib.server
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+from structlog.typing import FilteringBoundLogger
+
+from worker_svc import statuses
+from worker_svc.access import RPCS, UNKNOWN_RPC, Caller, Doorkeeper, Role, Rpc, Scope, Verdict
+from worker_svc.job import JobError, JobNotFound, JobRecord, PermissionDenied, Unavailable, check_job_id
+from worker_svc.masking import Masker
+from worker_svc.pb import jobscheduler as pb
+
+_DRAINING: Final = "the worker is shutting down: connect again, and go on from where you were"
+_OWN_JOBS_ONLY: Final = "own jobs only"
+
+
+class Gate(NamedTuple):
+    """What decides who gets in, and what is told of it."""
+
+    doorkeeper: Doorkeeper
+    masker: Masker
+    log: FilteringBoundLogger
+
+
+class Call:
+    """One call under way: who makes it, and how far it may reach."""
+
+    __slots__ = ("_gate", "_is_audited", "caller", "name", "rpc")
+
+    def __init__(self, name: str, rpc: Rpc, caller: Caller, gate: Gate) -> None:
+        self.name = name
+        self.rpc = rpc
+        self.caller = caller
+        self._gate = gate
+        self._is_audited = False
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.rpc.verdict(self.caller.role)
+
+    @property
+    def owner(self) -> str | None:
+        """Whose jobs alone there are for this call; None: all."""
+        return self.caller.identity if self.verdict is Verdict.OWN else None
+
+    @property
+    def role_label(self) -> str:
+        return self.caller.role_label
+
+    def shown(self, record: JobRecord) -> JobRecord:
+        """The record as this caller may see it."""
+        is_theirs = self.caller.role is Role.ADMIN or record.owner == self.caller.identity
+        return self._gate.masker.record(record, shows_env=is_theirs)
+
+    def masked(self, text: str) -> str:
+        return self._gate.masker.text(text)
+
+    def allow(self, job_id: str, rule: str) -> None:
+        self._audit("allowed", job_id, rule)
+
+    def deny(self, job_id: str, rule: str, **more: str) -> None:
+        self._audit("denied", job_id, rule, **more)
+
+    def fail(self, status: str) -> None:
+        """It ended before anything was decided."""
+        if self.rpc.mutates and not self._is_audited:
+            self._audit("failed", "", status)
+
+    def _audit(self, decision: str, job_id: str, rule: str, **more: str) -> None:
+        self._is_audited = True
+        write = self._gate.log.info if decision == "allowed" else self._gate.log.warning
+        write(
+            "audit",
+            identity=self.caller.identity,
+            role=self.caller.role_label,
+            peer=self.caller.peer,
+            rpc=self.name,
+            job_id=job_id,
+            decision=decision,
+            rule=rule,
+            **more,
+        )
+
+
+CALL: Final[ContextVar[Call]] = ContextVar("call")
+"""The call that is being handled. There is none, and LookupError, where the guard was not passed."""
+
+
+class GuardedService(pb.WorkerBase):
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._lasting: set[asyncio.Task[Any]] = set()
+        """Those of the calls that only wait for something to happen: there is no point in letting them finish."""
+        self.is_draining = False
+
+    def _owner_of(self, job_id: str) -> str | None:
+        """None: there is no such job. Takes as long either way."""
+        raise NotImplementedError
+
+    def __mapping__(self) -> dict[str, grpclib.const.Handler]:
+        return {
+            path: handler._replace(func=self._guarded(path.rpartition("/")[2], handler))
+            for path, handler in super().__mapping__().items()
+        }
+
+    def _guarded(
+        self, name: str, handler: grpclib.const.Handler
+    ) -> Callable[[grpclib.server.Stream[Any, Any]], Coroutine[Any, Any, None]]:
+        rpc = RPCS.get(name, UNKNOWN_RPC)
+        handle = getattr(self, method_name(name))
+        cardinality = handler.cardinality
+
+        async def call(stream: grpclib.server.Stream[Any, Any]) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            self._calls.add(task)
+            caller = self._gate.doorkeeper.caller(stream.peer._transport)
+            current = Call(name, rpc, caller, self._gate)
+            CALL.set(current)
+            try:
+                await self._handle(current, handle, cardinality, stream)
+            except JobError as error:
+                answer = statuses.to_grpc(error)
+                current.fail(answer.status.name)
+                raise GRPCError(answer.status, current.masked(error.message)) from error
+            except GRPCError as error:
+                current.fail(error.status.name)
+                raise
+            except asyncio.CancelledError:
+                if not self.is_draining or task.uncancel():
+                    raise
+                raise GRPCError(Status.UNAVAILABLE, _DRAINING) from None
+            finally:
+                self._calls.discard(task)
+                self._lasting.discard(task)
+
+        return call
+
+    async def _handle(
+        self,
+        call: Call,
+        handle: Callable[..., Any],
+        cardinality: grpclib.const.Cardinality,
+        stream: grpclib.server.Stream[Any, Any],
+    ) -> None:
+        if call.caller.role is None:  # nothing of theirs is even read
+            self._refuse(call, "")
+        if cardinality.client_streaming:
+            argument: Any = self._checked_requests(call, stream)
+        else:
+            argument = await stream.recv_message()
+            self._check(call, argument)
+        if not cardinality.server_streaming:
+            await stream.send_message(await handle(argument))
+            return
+        # Closes the generator at once, however the call ends.
+        async with contextlib.aclosing(handle(argument)) as replies:
+            async for reply in replies:
+                await stream.send_message(reply)
+
+    async def _checked_requests(self, call: Call, stream: grpclib.server.Stream[Any, Any]) -> AsyncIterator[Any]:
+        async for request in stream:
+            self._check(call, request)
+            yield request
+
+    def _check(self, call: Call, request: Any) -> None:
+        """Raises PermissionDenied, InvalidArgument, and JobNotFound for what is somebody else's."""
+        job_id = getattr(request, "job_id", "")
+        if call.verdict is Verdict.DENIED:
+            self._refuse(call, job_id)
+        if call.verdict is Verdict.OWN and call.rpc.scope is Scope.JOB:
+            check_job_id(job_id)
+            owner = self._owner_of(job_id)
+            if owner != call.caller.identity:
+                call.deny(job_id, _OWN_JOBS_ONLY, owner=owner or "")
+                raise JobNotFound
+        if call.rpc.mutates and call.rpc.scope is not Scope.START:  # of a start the policy has still to decide
+            call.allow(job_id, f"role {call.role_label}: {call.verdict.value}")
+
+    def _refuse(self, call: Call, job_id: str) -> None:
+        caller = call.caller
+        call.deny(job_id, f"role {caller.role_label}: {call.name} {Verdict.DENIED.value}")
+        if caller.role is None:
+            raise PermissionDenied(f"{caller.identity} has no role on this worker (its [access] section gives roles)")
+        raise PermissionDenied(f"{call.name} is not for role {caller.role_label}, which {caller.identity} has")
+
+    def _lasts(self) -> None:
+        """Says that the current call now waits for something that may never happen. Raises Unavailable."""
+        if self.is_draining:
+            raise Unavailable(_DRAINING)
+        task = asyncio.current_task()
+        if task in self._calls:
+            self._lasting.add(task)
+
+    async def drain(self, grace_s: float) -> None:
+        """Lets running calls finish for so long; then, and streams at once, they are told to come back."""
+        self.is_draining = True
+        for task in self._lasting:
+            task.cancel()
+        if self._calls:
+            _, late = await asyncio.wait(self._calls, timeout=grace_s)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=1.0)
+
+
+def method_name(rpc: str) -> str:
+    """`start_job` for `StartJob`, as the generated code has it."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", rpc).lower()

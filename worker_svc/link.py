@@ -1,0 +1,358 @@
+"""The worker's end of the unix socket: finds the supervisor or starts one, asks it, and comes back when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from worker_svc import frames
+from worker_svc.job import ERRORS, JobError, Unavailable
+from worker_svc.supervisor import crashpoints
+
+# How long a request waits for a supervisor to be there, and a new supervisor may take to be ready.
+PATIENCE_S: Final = 10.0
+_START_TIMEOUT_S: Final = 30.0
+_RETRY_S: Final = 0.05
+_RETRY_MAX_S: Final = 2.0
+
+
+class SupervisorError(Exception):
+    """There is no supervisor to be had; the text says why and what to do."""
+
+
+class SupervisorMismatch(SupervisorError):
+    """The supervisor is of another version: to try again is pointless."""
+
+
+class _LinkLost(Exception):
+    """The connection broke with the request under way: it may or may not have been carried out."""
+
+
+class _Protocol(asyncio.Protocol):
+    """One connection. Requests of one turn of the event loop leave in one write."""
+
+    def __init__(self, on_sequence: Callable[[int], None], on_lost: Callable[[_Protocol], None]) -> None:
+        self._on_sequence = on_sequence
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._decoder = frames.Decoder()
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._number = 0
+        self._unsent: list[bytes] = []
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, received: bytes) -> None:
+        try:
+            arrived = self._decoder.feed(received)
+        except frames.FrameError:
+            self.close()
+            return
+        if crashpoints.is_armed:
+            crashpoints.reach("answer-received")
+        for frame in arrived:
+            if "seq" in frame.header:
+                self._on_sequence(int(frame.header["seq"]))
+                continue
+            answer = self._answers.pop(int(frame.header["r"]), None)
+            if answer is not None and not answer.done():
+                _settle(answer, frame.header)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(_LinkLost())
+        self._answers.clear()
+        self._on_lost(self)
+
+    @property
+    def is_lost(self) -> bool:
+        return self._transport is None
+
+    def ask(self, header: dict[str, Any], body: bytes) -> asyncio.Future[dict[str, Any]]:
+        answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        if self._transport is None:
+            answer.set_exception(_LinkLost())
+            return answer
+        self._number += 1
+        self._answers[self._number] = answer
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(frames.encode({"r": self._number, **header}, body))
+        return answer
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        if self._transport is not None:
+            self._transport.write(b"".join(unsent))
+            if crashpoints.is_armed:
+                crashpoints.reach("request-sent")
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def _settle(answer: asyncio.Future[dict[str, Any]], header: dict[str, Any]) -> None:
+    if "ok" in header:
+        answer.set_result(header["ok"])
+        return
+    kind = ERRORS.get(header["error"])
+    if kind is None:
+        answer.set_exception(SupervisorMismatch(header["text"]))
+        return
+    answer.set_exception(_error(kind, header["text"]))
+
+
+def _error(kind: type[JobError], text: str) -> JobError:
+    error = kind.__new__(kind)
+    JobError.__init__(error, text)
+    return error
+
+
+class SupervisorLink:
+    """`run` keeps it connected; `ask` waits for that, and asks again what it may ask twice."""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        settings: dict[str, Any],
+        version: str,
+        *,
+        supervisor_options: Sequence[str] = (),
+        on_sequence: Callable[[int], None],
+        on_event: Callable[..., None],
+    ) -> None:
+        """`on_sequence` gets each doorbell, `on_event` an event's name and its fields, for the log."""
+        self._state_dir = state_dir
+        self._hello = {
+            "op": "hello",
+            "protocol": frames.PROTOCOL_VERSION,
+            "version": version,
+            "settings": settings,
+        }
+        self._supervisor_options = supervisor_options
+        self._on_sequence = on_sequence
+        self._on_event = on_event
+        self._protocol: _Protocol | None = None
+        self._connected = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._is_leaving = False
+        self._child: subprocess.Popen[bytes] | None = None
+        self.info: dict[str, Any] = {}
+        """What the supervisor said of itself: pid, started_ns, state_id, seq."""
+
+    async def connect(self) -> None:
+        """Connects, starting a supervisor if there is none. Raises SupervisorError."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + PATIENCE_S
+        while True:
+            failure = await self._try_connect()
+            if not failure:
+                return
+            if loop.time() > deadline:
+                raise SupervisorError(failure)
+            # Another one holds the directory's lock and is not listening yet, or is just leaving.
+            await asyncio.sleep(_RETRY_S)
+
+    async def _try_connect(self) -> str:
+        """Returns why it did not work, if trying again may help."""
+        connected = await self._open_socket()
+        if connected is None:
+            failure = await self._start_supervisor()
+            connected = await self._open_socket()
+            if connected is None:
+                return failure or f"the supervisor in {self._state_dir} does not listen"
+        loop = asyncio.get_running_loop()
+        self._lost.clear()
+        _, protocol = await loop.create_unix_connection(
+            lambda: _Protocol(self._on_sequence, self._on_link_lost), sock=connected
+        )
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                self.info = await protocol.ask(self._hello, b"")
+        except (_LinkLost, TimeoutError):
+            protocol.close()
+            return f"the supervisor in {self._state_dir} does not answer"
+        except SupervisorMismatch:
+            protocol.close()
+            raise
+        if protocol.is_lost:
+            return f"the supervisor in {self._state_dir} has gone again"
+        self._protocol = protocol
+        self._connected.set()
+        self._on_event("supervisor.connected", pid=self.info["pid"], sequence=self.info["seq"])
+        self._on_sequence(int(self.info["seq"]))
+        return ""
+
+    async def run(self) -> None:
+        """Connects again whenever the link is lost; returns when the supervisor left because it was asked to.
+
+        Raises SupervisorMismatch.
+        """
+        retry_s = _RETRY_S
+        while True:
+            await self._lost.wait()
+            if self._is_leaving:
+                self._on_event("supervisor.left", pid=self.info.get("pid"))
+                return
+            self._on_event("supervisor.lost", pid=self.info.get("pid"))
+            while not self._connected.is_set():
+                try:
+                    await self.connect()
+                    retry_s = _RETRY_S
+                except SupervisorMismatch:
+                    raise
+                except SupervisorError as error:
+                    self._on_event("supervisor.unavailable", reason=str(error), retry_in_s=retry_s)
+                    await asyncio.sleep(retry_s)
+                    retry_s = min(_RETRY_MAX_S, retry_s * 2)
+
+    async def shut_down(self, *, stop_jobs: bool) -> dict[str, Any]:
+        """Asks the supervisor to leave once no job is left; `run` then returns instead of starting another."""
+        answer = await self.ask("shutdown", is_idempotent=True, stop_jobs=stop_jobs)
+        self._is_leaving = True
+        return answer
+
+    async def ask(self, op: str, body: bytes = b"", *, is_idempotent: bool, **fields: Any) -> dict[str, Any]:
+        """Asks the supervisor and returns its answer.
+
+        A request that can be carried out twice without harm is repeated when the link breaks. Raises the JobError
+        of the answer, or Unavailable.
+        """
+        header = {"op": op, **fields}
+        while True:
+            protocol = await self._wait_connected()
+            try:
+                return await protocol.ask(header, body)
+            except _LinkLost:
+                if not is_idempotent:
+                    raise Unavailable(
+                        "the supervisor was lost; the request may or may not have been carried out"
+                    ) from None
+                header.pop("new", None)
+                self._on_link_lost(protocol)
+
+    async def _wait_connected(self) -> _Protocol:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self._connected.wait()
+        except TimeoutError:
+            raise Unavailable("the worker has no supervisor just now: try again") from None
+        assert self._protocol is not None
+        return self._protocol
+
+    def _on_link_lost(self, protocol: _Protocol) -> None:
+        if protocol is not self._protocol:
+            return  # another one has taken its place, or it never came to be
+        self._protocol = None
+        self._connected.clear()
+        self._lost.set()
+
+    def close(self) -> None:
+        """Lets go of the supervisor, which lives on."""
+        if self._protocol is not None:
+            self._protocol.close()
+        if self._child is not None and self._child.poll() is None:
+            self._child.returncode = 0  # it is meant to outlive us: no warning that it still runs
+
+    async def _open_socket(self) -> socket.socket | None:
+        """A connection to the socket in the state directory, or None if nobody listens there."""
+        folder = os.open(self._state_dir, os.O_RDONLY | os.O_DIRECTORY)
+        connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            # By way of /proc: the path of a socket is limited to 107 bytes (unix(7)).
+            path = f"/proc/self/fd/{folder}/{frames.SOCKET_NAME}"
+            await asyncio.get_running_loop().sock_connect(connected, path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            connected.close()
+            return None
+        except BaseException:
+            connected.close()
+            raise
+        finally:
+            os.close(folder)
+        return connected
+
+    async def _start_supervisor(self) -> str:
+        """Starts one and waits until it is ready. Returns why it is not, if another one may be there."""
+        if self._child is not None:
+            self._child.poll()  # the one before: nobody else would reap it
+        reader, writer = os.pipe()
+        try:
+            self._child = _spawn_supervisor(self._state_dir, writer, self._supervisor_options)
+        except OSError as error:
+            os.close(reader)
+            raise SupervisorError(f"the supervisor cannot be started: {error}") from error
+        finally:
+            os.close(writer)
+        try:
+            line = await _read_line(reader)
+        finally:
+            os.close(reader)
+        if crashpoints.is_armed:
+            crashpoints.reach("supervisor-started")
+        if line.startswith("ready"):
+            self._on_event("supervisor.started", pid=self._child.pid)
+            return ""
+        reason = line.removeprefix("failed: ") or "it ended before it was ready: see supervisor.log there"
+        status = await self._exit_status()
+        if status == frames.EXIT_LOCKED or status < 0:  # killed: the next one may fare better
+            return reason
+        raise SupervisorError(f"the supervisor cannot run in {self._state_dir}: {reason}")
+
+    async def _exit_status(self) -> int:
+        assert self._child is not None
+        return await asyncio.to_thread(self._child.wait, 5)
+
+
+def _spawn_supervisor(state_dir: Path, ready_fd: int, options: Sequence[str]) -> subprocess.Popen[bytes]:
+    # Without site: the standard library and this package are all it needs, and it stays small. Its environment is
+    # its own, not the worker's, so that nothing of that can get into a job.
+    command = [sys.executable, "-S", "-s", "-P", "-m", "worker_svc.supervisor"]
+    environment = {"PYTHONPATH": str(Path(__file__).parent.parent), "LANG": "C.UTF-8"}
+    with open(state_dir / frames.SUPERVISOR_LOG_NAME, "ab", opener=_private) as log:
+        return subprocess.Popen(
+            [*command, "--state-dir", str(state_dir), "--ready-fd", str(ready_fd), *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            env=environment,
+            pass_fds=(ready_fd,),
+            start_new_session=True,
+        )
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+async def _read_line(fd: int) -> str:
+    """What is written to the pipe until it is closed. Raises SupervisorError after half a minute."""
+    loop = asyncio.get_running_loop()
+    received = bytearray()
+    readable = asyncio.Event()
+    loop.add_reader(fd, readable.set)
+    try:
+        async with asyncio.timeout(_START_TIMEOUT_S):
+            while True:
+                await readable.wait()
+                readable.clear()
+                chunk = os.read(fd, 4096)
+                if not chunk:
+                    return received.decode(errors="replace").strip()
+                received += chunk
+    except TimeoutError:
+        raise SupervisorError("the supervisor was started, but is not ready after half a minute") from None
+    finally:
+        loop.remove_reader(fd)

@@ -1,0 +1,18 @@
+"""Which jobs may be started: pure decisions (`rules`) over files that were looked up and opened (`lookup`)."""
+
+from worker_svc.policy.command_policy import CommandPolicy, base_env
+from worker_svc.policy.lookup import Found, find_command, find_script
+from worker_svc.policy.lookups import Lookups
+from worker_svc.policy.rules import DEFAULT_RULE, Decision, Files
+
+__all__ = [
+    "DEFAULT_RULE",
+    "CommandPolicy",
+    "Decision",
+    "Files",
+    "Found",
+    "Lookups",
+    "base_env",
+    "find_command",
+    "find_script",
+]

@@ -1,0 +1,115 @@
+"""Which file a command or a script is, told from an open descriptor: no name can be made to mean another file between
+the look and the decision.
+
+All of this can hang on a dead file system: it is called in threads.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from worker_svc.job import CheckedFile
+from worker_svc.supervisor.spawn.plan import PATH_FALLBACK
+
+
+class Found(NamedTuple):
+    """One file. `path` is its real one, without symbolic links; `named` is what the caller called it: the same, but
+    with the last symbolic link not followed, since some programs do what their name says (busybox)."""
+
+    named: str
+    path: str
+    device: int = 0
+    inode: int = 0
+    changed_ns: int = 0
+    is_script: bool = False
+    """Whether it names its interpreter in its first line (#!)."""
+    problem: str = ""
+    """Why it cannot be used; empty: it can."""
+
+    def checked(self, field: str) -> CheckedFile:
+        return CheckedFile(field, self.path, self.device, self.inode, self.changed_ns)
+
+
+def find_command(command: str, search: str | None, cwd: str) -> Found:
+    """As execvp(3) finds it: the first file of the name that may be executed by anyone; else the first that is no use.
+
+    `search`: the job's PATH.
+    """
+    if "/" in command:
+        return _find(command, cwd, is_program=True)
+    unusable: Found | None = None
+    for folder in (PATH_FALLBACK if search is None else search).split(":"):
+        found = _find(os.path.join(folder or ".", command), cwd, is_program=True)
+        if not found.problem:
+            return found
+        if unusable is None and found.inode:
+            unusable = found
+    return unusable or Found(command, command, problem="was not found in the job's PATH")
+
+
+def find_script(path: str, cwd: str) -> Found:
+    return _find(path, cwd, is_program=False)
+
+
+def _find(path: str, cwd: str, *, is_program: bool) -> Found:
+    whole = os.path.join(cwd or "/", path)
+    try:
+        named = os.path.join(os.path.realpath(os.path.dirname(whole)), os.path.basename(whole))
+        with _opened(whole) as fd:
+            real = os.readlink(f"/proc/self/fd/{fd}")
+            found = os.fstat(fd)
+            is_script = stat.S_ISREG(found.st_mode) and _begins_as_script(fd)
+        problem = _problem(real, found, is_program)
+        return Found(named, real, found.st_dev, found.st_ino, found.st_ctime_ns, is_script, problem)
+    except (OSError, ValueError) as error:  # ValueError: NUL
+        text = error.strerror if isinstance(error, OSError) else None
+        # Where it would be: an answer must not tell what is there and what is not outside of the roots.
+        return Found(whole, _real_or_not(whole), problem=(text or "is no path").lower())
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
+    # O_PATH: needs no permission to read, and waits for no writer of a FIFO.
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _problem(real: str, found: os.stat_result, is_program: bool) -> str:
+    if not stat.S_ISREG(found.st_mode):
+        return "is no regular file"
+    if is_program and not found.st_mode & 0o111:
+        return "is not executable"
+    # What the kernel calls it is what it will be run by: that must lead to the very same file. It does not when the
+    # file was removed or lies in another mount namespace (/proc/PID/root), or was never in a file system (memfd).
+    try:
+        again = os.stat(real)
+    except OSError:
+        return "has no path that leads to it"
+    if (again.st_dev, again.st_ino) != (found.st_dev, found.st_ino):
+        return "has no path that leads to it"
+    return ""
+
+
+def _begins_as_script(fd: int) -> bool:
+    try:
+        readable = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # what cannot be read cannot be interpreted
+        return False
+    try:
+        return os.read(readable, 2) == b"#!"
+    finally:
+        os.close(readable)
+
+
+def _real_or_not(path: str) -> str:
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):
+        return path

@@ -1,0 +1,224 @@
+"""One table of rules over one job: pure, every answer names the rule."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from worker_svc.config.policy_rules import MINIMA, PolicyRules
+from worker_svc.job import JobSpec
+from worker_svc.policy.lookup import Found
+
+DEFAULT_RULE: Final = "default: everything is allowed"
+
+
+class Decision(NamedTuple):
+    allowed: bool
+    rule: str
+    """Which one decided: `policy.submitter.script_roots: "/opt/jobs"`."""
+    reason: str = ""
+    """Of a denial, for the caller: the field and what is wrong with it."""
+
+
+class Files(NamedTuple):
+    """What rules look at besides the request; None where no rule does."""
+
+    command: Found | None = None
+    script: Found | None = None
+    """The file that the first argument names: what `command` interprets."""
+
+
+class Denied(Exception):
+    def __init__(self, rule: str, reason: str) -> None:
+        super().__init__(reason)
+        self.decision = Decision(False, rule, reason)
+
+
+def judge(name: str, rules: PolicyRules, spec: JobSpec, files: Files, own_user: str) -> list[str]:
+    """The rules that allow it, if any has a say in it. Raises Denied."""
+    allowed_by: list[str] = []
+    _judge_user(name, rules, spec, own_user)
+    _judge_env(name, rules, spec)
+    _judge_args(name, rules, spec, files)
+    _judge_maxima(name, rules, spec)
+    if files.command is not None:
+        allowed_by += _judge_command(name, rules, files.command)
+        allowed_by += _judge_script(name, rules, spec, files)
+    return allowed_by
+
+
+def _judge_user(name: str, rules: PolicyRules, spec: JobSpec, own_user: str) -> None:
+    if not rules.allow_users:
+        return
+    user = spec.identity.user or own_user
+    if user not in rules.allow_users:
+        raise Denied(f"{name}.allow_users", f"identity.user: jobs may not run as {user}")
+    if spec.identity.group or spec.identity.groups:
+        raise Denied(f"{name}.allow_users", "identity.group: must be those of the user where users are restricted")
+
+
+def _judge_env(name: str, rules: PolicyRules, spec: JobSpec) -> None:
+    for key in spec.env:
+        denied_by = _first(rules.deny_env, lambda pattern, key=key: fnmatchcase(key, pattern))  # type: ignore[misc]
+        if denied_by:
+            raise Denied(f'{name}.deny_env: "{denied_by}"', f"env: {key!r} may not be set")
+        if any(fnmatchcase(key, pattern) for pattern in rules.allow_env):
+            continue
+        if rules.allow_env:
+            raise Denied(f"{name}.allow_env", f"env: {key!r} is not among what may be set")
+        if rules.restricts_programs:
+            # PATH, LD_PRELOAD, BASH_ENV, PYTHONPATH, HOME …: there is no end to what makes a program run another.
+            text = f"env: {key!r} may not be set where programs are restricted, unless allow_env names it"
+            raise Denied(f"{name}.allow_env", text)
+
+
+def _judge_args(name: str, rules: PolicyRules, spec: JobSpec, files: Files) -> None:
+    fields = [f"args[{index}]" for index in range(len(spec.args))]
+    if spec.path:
+        fields.insert(0, "path")
+    words = list(zip(fields, spec.argv[1:], strict=True))
+    # A script is judged by where it lies; elsewhere `path` is an argument like others.
+    is_script = bool(rules.script_roots) and files.script is not None
+    for field, text in words[1:] if is_script else words:
+        denied_by = _first(rules.deny_args, lambda pattern, text=text: bool(re.search(pattern, text)))  # type: ignore[misc]
+        if denied_by:
+            raise Denied(f'{name}.deny_args: "{denied_by}"', f"{field}: is not allowed")
+        if rules.allow_args and not any(re.fullmatch(pattern, text) for pattern in rules.allow_args):
+            raise Denied(f"{name}.allow_args", f"{field}: is not among the arguments allowed")
+
+
+def _judge_maxima(name: str, rules: PolicyRules, spec: JobSpec) -> None:
+    for limit, most in rules.max.items():
+        value = limit_of(spec, limit)
+        rule = f"{name}.max.{limit}: {most:g}"
+        if limit in MINIMA:
+            if value is not None and value < most:
+                raise Denied(rule, f"{limit.removesuffix('_min')}: must not be below {most:g}, not {value:g}")
+        elif value is None or value > most:
+            shown = "without a limit" if value is None else f"{value:g}"
+            raise Denied(rule, f"{limit}: must be at most {most:g}, not {shown}")
+
+
+def limit_of(spec: JobSpec, limit: str) -> float | None:
+    """What the job has of a limit; None: no limit (of a minimum: what the supervisor has)."""
+    if limit.startswith("rlimits."):
+        soft, hard = spec.process_limits.rlimits.get(limit.removeprefix("rlimits."), (-1, -1))
+        highest = soft if hard is None else hard
+        return None if highest < 0 else highest
+    if limit in MINIMA:
+        value: float | None = getattr(spec.process_limits, limit.removesuffix("_min"))
+        return value
+    if limit in spec.cgroup_limits._fields:
+        value = getattr(spec.cgroup_limits, limit)
+        # Who asks for no weight has the kernel's.
+        return 100 if value is None and limit.endswith("_weight") else value
+    match limit:
+        case "args":
+            return len(spec.args)
+        case "env":
+            return len(spec.env)
+        case "labels":
+            return len(spec.labels)
+        case "stdin_bytes":
+            return spec.stdin_size_bytes
+        case "stop_grace_s":
+            return spec.stop_grace_s
+        case "timeout_s":
+            return spec.timeout_s or None
+    assert limit == "output_max_bytes", limit
+    return spec.output_max_bytes or None
+
+
+def _judge_command(name: str, rules: PolicyRules, command: Found) -> Iterator[str]:
+    denied_by = _first(rules.deny_commands, lambda pattern: _is_denied(command, pattern))
+    if denied_by:
+        raise Denied(f'{name}.deny_commands: "{denied_by}"', f"command: {command.named} is not allowed")
+    if rules.allow_commands:
+        by = _first(rules.allow_commands, lambda pattern: _is_real(command.path, pattern))
+        # A link by another name could make a program that goes by its name do something else.
+        is_named = command.named == command.path or any(
+            _is_named(command.named, pattern) for pattern in rules.allow_commands
+        )
+        if not by or not is_named:
+            raise Denied(f"{name}.allow_commands", f"command: {command.named} is not among the commands allowed")
+        yield f'{name}.allow_commands: "{by}"'
+    elif rules.deny_commands:
+        yield f"{name}.deny_commands: none of them"
+
+
+def _judge_script(name: str, rules: PolicyRules, spec: JobSpec, files: Files) -> Iterator[str]:
+    """Below a root must be the command, if it is a script itself, or else the script that it interprets."""
+    if not rules.script_roots:
+        return
+    assert files.command is not None
+    root = script_root_of(files.command, rules)
+    if not root and files.script is None:
+        text = f"command: {files.command.named} needs a script below a script root as its path"
+        raise Denied(f"{name}.script_roots", text)
+    if not root and files.script is not None:
+        root = root_of(files.script, rules)
+        if not root:
+            field = "path" if spec.path else "args[0]"
+            raise Denied(f"{name}.script_roots", f"{field}: {files.script.named} is not below a script root")
+    yield f'{name}.script_roots: "{root}"'
+
+
+def script_root_of(command: Found, rules: PolicyRules) -> str:
+    """Empty: it is below none, or no script: an interpreter does not become harmless by where it lies."""
+    return root_of(command, rules) if command.is_script else ""
+
+
+def root_of(file: Found, rules: PolicyRules) -> str:
+    """Empty: it is below none."""
+    return _first(rules.script_roots, lambda root: _is_below(file.path, root))
+
+
+def _first(patterns: Sequence[str], matches: Callable[[str], bool]) -> str:
+    return next((pattern for pattern in patterns if matches(pattern)), "")
+
+
+def _is_glob(pattern: str) -> bool:
+    return "*" in pattern or "?" in pattern
+
+
+@lru_cache(maxsize=1024)
+def _regex(pattern: str) -> re.Pattern[str]:
+    """`*` and `?` stay within one name, `**` does not."""
+    parts = re.split(r"(\*\*|\*|\?)", pattern)
+    wild = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return re.compile("".join(wild.get(part) or re.escape(part) for part in parts) + r"\Z", re.DOTALL)
+
+
+def _is_real(path: str, pattern: str) -> bool:
+    """Whether a real path is what the pattern means; a plain one may be a link itself, such as /bin/sh."""
+    if _is_glob(pattern):
+        return _regex(pattern).match(path) is not None
+    return path == os.path.realpath(pattern)
+
+
+def _is_named(named: str, pattern: str) -> bool:
+    if _is_glob(pattern):
+        return _regex(pattern).match(named) is not None
+    parent, name = os.path.split(pattern)
+    return named == os.path.join(os.path.realpath(parent), name)
+
+
+def _is_denied(command: Found, pattern: str) -> bool:
+    if _is_real(command.path, pattern) or _is_named(command.named, pattern):
+        return True
+    # A hard link is the same file by another name. (A copy is another file: only allow_commands keeps those out.)
+    if _is_glob(pattern) or not command.inode:
+        return False
+    try:
+        found = os.stat(pattern)
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == (command.device, command.inode)
+
+
+def _is_below(path: str, root: str) -> bool:
+    return path.startswith(os.path.realpath(root).rstrip("/") + "/")

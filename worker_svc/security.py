@@ -1,0 +1,197 @@
+"""Who is let in: TLS contexts, made anew whenever the files change."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from structlog.typing import FilteringBoundLogger
+
+from worker_svc.config import GrpcServerConfig, SchedulerConfig
+from worker_svc.supervisor.syscalls import IN_CREATE, IN_MOVED_TO, inotify_add_watch, inotify_init
+
+_IN_CLOSE_WRITE: Final = 0x0008
+# Certificate and key are two files: whoever replaces both gets this long before they are read.
+_SETTLE_S: Final = 0.25
+_VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+class SecurityError(Exception):
+    """Keys or certificates cannot be used; the text names the file and the key of the configuration."""
+
+
+def server_context(config: GrpcServerConfig) -> ssl.SSLContext | None:
+    """The context to serve with, None without TLS. Raises SecurityError."""
+    if not config.use_tls:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _harden(context, config.tls_min_version)
+    # No tickets: a client's certificate is looked at again for each connection, also when it has expired meanwhile.
+    context.num_tickets = 0
+    context.options |= ssl.OP_NO_TICKET
+    assert config.crt_file is not None  # config.py refuses TLS without them
+    assert config.key_file is not None
+    _load_chain(context, config.crt_file, config.key_file, "grpc_server")
+    if config.client_ca_file is not None:
+        _load_ca(context, config.client_ca_file, "grpc_server.client_ca_file")
+        context.verify_mode = ssl.CERT_REQUIRED
+    if config.crl_file is not None:
+        _load_crl(context, config.crl_file)
+    return context
+
+
+def scheduler_context(config: SchedulerConfig) -> ssl.SSLContext | None:
+    """The context to call the scheduler with, None without TLS. Raises SecurityError."""
+    if not config.use_tls:
+        return None
+    return _client_context(
+        config.ca_file, config.crt_file, config.key_file, config.tls_min_version, "scheduler.ca_file", "scheduler"
+    )
+
+
+def client_context(ca: Path | None, crt: Path | None, key: Path | None) -> ssl.SSLContext:
+    """The context to call a worker with. Raises SecurityError."""
+    return _client_context(ca, crt, key, "1.3", "--ca", "")
+
+
+def _client_context(
+    ca: Path | None, crt: Path | None, key: Path | None, version: str, ca_name: str, section: str
+) -> ssl.SSLContext:
+    if ca is None:
+        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        _load_ca(context, ca, ca_name)
+    _harden(context, version)
+    if crt is not None and key is not None:
+        _load_chain(context, crt, key, section)
+    return context
+
+
+def renew_scheduler_context(context: ssl.SSLContext, config: SchedulerConfig) -> None:
+    """For connections to come. A CA that is no longer in the file stays trusted until a restart. Raises SecurityError
+    and then leaves the context as it was."""
+    if scheduler_context(config) is None:
+        return
+    if config.ca_file is not None:
+        _load_ca(context, config.ca_file, "scheduler.ca_file")
+    if config.crt_file is not None and config.key_file is not None:
+        _load_chain(context, config.crt_file, config.key_file, "scheduler")
+
+
+def _harden(context: ssl.SSLContext, version: str) -> None:
+    context.minimum_version = _VERSIONS[version]
+    context.set_alpn_protocols(["h2"])
+
+
+def _load_chain(context: ssl.SSLContext, crt_file: Path, key_file: Path, section: str) -> None:
+    names = ("crt_file", "key_file") if section else ("--crt", "--key")
+    prefix = f"{section}." if section else ""
+    for name, path in zip(names, (crt_file, key_file), strict=True):
+        if not path.is_file():
+            raise SecurityError(f"{prefix}{name}: {path}: no such file")
+    try:
+        # A key with a passphrase would make OpenSSL ask on the terminal.
+        context.load_cert_chain(crt_file, key_file, password=_refuse_passphrase)
+    except (OSError, ssl.SSLError) as error:
+        raise SecurityError(
+            f"{prefix}{names[0]} and {names[1]}: {crt_file} and {key_file} cannot be used together: {error}"
+        ) from error
+
+
+def _refuse_passphrase() -> str:
+    raise SecurityError("the private key has a passphrase: openssl pkey -in KEY -out NEW_KEY takes it away")
+
+
+def _load_ca(context: ssl.SSLContext, ca_file: Path, key: str) -> None:
+    try:
+        context.load_verify_locations(ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise SecurityError(f"{key}: {ca_file}: {error}") from error
+    if not context.cert_store_stats()["x509_ca"]:
+        raise SecurityError(f"{key}: {ca_file}: has no certificate of an authority")
+
+
+def _load_crl(context: ssl.SSLContext, crl_file: Path) -> None:
+    try:
+        context.load_verify_locations(crl_file)
+    except (OSError, ssl.SSLError) as error:
+        raise SecurityError(f"grpc_server.crl_file: {crl_file}: {error}") from error
+    if not context.cert_store_stats()["crl"]:
+        raise SecurityError(f"grpc_server.crl_file: {crl_file}: has no list of revoked certificates")
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+
+
+class Reloader:
+    """Has contexts made anew when their files change, or when it is told to. What is there stays if that fails."""
+
+    def __init__(self, files: Sequence[Path | None], reload: Callable[[], None], log: FilteringBoundLogger) -> None:
+        """`reload` raises SecurityError."""
+        self._files = [path for path in files if path is not None]
+        self._reload = reload
+        self._log = log
+        self._seen = self._look()
+        self._inotify = -1
+        self._settling: asyncio.TimerHandle | None = None
+
+    def watch(self) -> None:
+        if not self._files:
+            return
+        # Their folders, not the files: most ways to replace a file make another one of the name.
+        folders = {path.parent for path in self._files} | {path.resolve().parent for path in self._files}
+        try:
+            self._inotify = inotify_init()
+            for folder in folders:
+                inotify_add_watch(self._inotify, os.fsencode(folder), IN_CREATE | IN_MOVED_TO | _IN_CLOSE_WRITE)
+        except OSError as error:
+            self._log.warning("tls.not_watched", reason=f"inotify: {error.strerror}: new files are read on SIGHUP only")
+        if self._inotify >= 0:
+            asyncio.get_running_loop().add_reader(self._inotify, self._on_change)
+
+    def _on_change(self) -> None:
+        try:
+            os.read(self._inotify, 65536)
+        except BlockingIOError:
+            return
+        if self._settling is None:
+            self._settling = asyncio.get_running_loop().call_later(_SETTLE_S, self._on_settled)
+
+    def _on_settled(self) -> None:
+        self._settling = None
+        if self._look() != self._seen:
+            self.reload()
+
+    def reload(self) -> None:
+        if not self._files:
+            self._log.info("tls.nothing_to_reload")
+            return
+        self._seen = self._look()
+        try:
+            self._reload()
+        except SecurityError as error:
+            self._log.error("tls.not_reloaded", reason=f"{error}: what was read before stays in use")
+        else:
+            self._log.info("tls.reloaded", files=[str(path) for path in self._files])
+
+    def _look(self) -> list[tuple[int, ...] | None]:
+        return [_stamp(path) for path in self._files]
+
+    def close(self) -> None:
+        if self._settling is not None:
+            self._settling.cancel()
+        if self._inotify >= 0:
+            asyncio.get_running_loop().remove_reader(self._inotify)
+            os.close(self._inotify)
+            self._inotify = -1
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -1,0 +1,7 @@
+"""The gRPC server: grpclib's calls behind a transport of our own, which reads strictly, keeps to limits and leaves
+well.
+"""
+
+from worker_svc.server.grpc_server import GrpcServer
+
+__all__ = ["GrpcServer"]

@@ -1,0 +1,171 @@
+"""Listens, watches over the connections, and leaves: no new calls, running ones finish, every client is told."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+from grpclib.server import Server
+from h2.config import H2Configuration
+
+from worker_svc.codec import MessageCodec
+from worker_svc.config import Address, TransportConfig
+from worker_svc.server.listener import Listener, open_sockets
+from worker_svc.server.protocol import READ_BYTES, ServerProtocol, Shared
+from worker_svc.server.rates import Admission, ReceiveBudget, RequestRates
+
+if TYPE_CHECKING:
+    from grpclib._typing import IServable
+
+    class Drainable(IServable, Protocol):
+        async def drain(self, grace_s: float) -> None:
+            """Lets running calls finish for so long, then tells them to come back."""
+
+
+_SWEEP_S: Final = 1.0
+# Calls that were told to end have as long to say so, and connections to be gone.
+_LAST_WORDS_S: Final = 1.0
+_GONE_S: Final = 2.0
+
+Identify = Callable[[asyncio.BaseTransport, str], str]
+"""Whose requests are counted together: from a connection, and the peer's address or "uid:N"."""
+
+
+class GrpcServer(Server):
+    def __init__(
+        self,
+        service: Drainable,
+        limits: TransportConfig | None = None,
+        *,
+        others: Sequence[IServable] = (),
+        identify: Identify | None = None,
+    ) -> None:
+        super().__init__([service, *others], codec=MessageCodec())
+        self._service = service
+        limits = limits or TransportConfig()
+        self._limits = limits
+        self._shared = Shared(
+            limits=limits,
+            mapping=self._mapping,
+            codec=self._codec,
+            status_details_codec=self._status_details_codec,
+            dispatch=self.__dispatch__,
+            grpclib_config=self._config,
+            # Bytes, as they came: what is wrong with them is found out, and answered, in `heads`.
+            h2_config=H2Configuration(
+                client_side=False,
+                header_encoding=None,
+                validate_inbound_headers=False,
+                validate_outbound_headers=False,
+                normalize_inbound_headers=False,
+                normalize_outbound_headers=False,
+            ),
+            rates=RequestRates(limits.requests_per_s, limits.requests_burst),
+            receiving=ReceiveBudget(limits.max_receiving_bytes),
+            identify=identify or (lambda transport, peer: peer),
+            read_buffer=memoryview(bytearray(READ_BYTES)),
+        )
+        self._admission = Admission(self._most_connections, limits.max_connections_per_peer)
+        self._protocols: set[ServerProtocol] = set()
+        self._listener: Listener | None = None
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._all_gone = asyncio.Event()
+        self._unix_path = ""
+
+    @property
+    def connections(self) -> int:
+        return len(self._protocols)
+
+    async def listen(self, address: Address, context: ssl.SSLContext | None) -> Address:
+        """Returns the address it listens on, with the real port. Raises OSError."""
+        sockets = await open_sockets(address)
+        self._listener = Listener(
+            sockets, context, self._admission, self._make_protocol, self._limits.connect_timeout_s
+        )
+        self._listener.start()
+        if address.is_unix:
+            self._unix_path = address.unix_path
+            return address
+        return Address(host=address.host, port=sockets[0].getsockname()[1])
+
+    def use_context(self, context: ssl.SSLContext | None) -> None:
+        """For connections from now on; those that are open live on."""
+        if self._listener is not None:
+            self._listener.context = context
+
+    async def leave(self, grace_s: float) -> None:
+        """Lets running calls finish for `grace_s`, tells every client, and closes."""
+        assert self._listener is not None
+        self._listener.close()
+        for protocol in list(self._protocols):
+            protocol.leave()
+        await self._service.drain(grace_s)
+        # What other services have running, such as a watch of the health, is for nothing now.
+        for protocol in list(self._protocols):
+            protocol.calls.end_all()
+        await self._wait_gone(_LAST_WORDS_S)
+        self.close()
+        await self._wait_gone(_GONE_S)
+        for protocol in list(self._protocols):
+            protocol.abort()
+        await asyncio.sleep(0)  # for the connections that were aborted to be lost
+        if self._unix_path:
+            Path(self._unix_path).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Ends all connections, with a GOAWAY, and the calls that run. They are gone a moment later."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        for protocol in list(self._protocols):
+            protocol.say_goodbye()
+
+    async def wait_closed(self) -> None:
+        await self._wait_gone(None)
+
+    async def _wait_gone(self, timeout_s: float | None) -> None:
+        if not self._protocols:
+            return
+        self._all_gone.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._all_gone.wait()
+        except TimeoutError:
+            return
+
+    def _make_protocol(self, peer: str) -> ServerProtocol:
+        return ServerProtocol(self._shared, peer, self._on_made, self._on_lost)
+
+    def _on_made(self, protocol: ServerProtocol) -> None:
+        self._protocols.add(protocol)
+        if self._listener is None:
+            protocol.say_goodbye()  # its handshake ended after we had closed
+        if self._sweeping is None:
+            self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
+
+    def _on_lost(self, protocol: ServerProtocol) -> None:
+        self._protocols.discard(protocol)
+        self._admission.leave(protocol.peer)
+        if not self._protocols:
+            self._all_gone.set()
+
+    def _sweep(self) -> None:
+        """Looks for what has been quiet for too long: one timer for all connections, none when there are none."""
+        now_s = time.monotonic()
+        for protocol in list(self._protocols):
+            protocol.sweep(now_s)
+        self._shared.rates.forget_quiet(now_s)
+        for peer in [peer for peer, until_s in self._shared.probation.items() if until_s < now_s]:
+            del self._shared.probation[peer]
+        self._sweeping = None
+        if self._protocols:
+            self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
+
+    def _most_connections(self) -> int:
+        """As configured, but leaving files for output, the store and the supervisor."""
+        return min(self._limits.max_connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)

@@ -1,0 +1,199 @@
+"""Listening sockets, and who is let in: counted before TLS and before anything is set up for a connection.
+
+asyncio's own servers hand out a connection only after its handshake, and from Python 3.12 on wait for all clients to
+leave before they are closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import ssl
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from worker_svc.config import Address
+from worker_svc.server.protocol import ServerProtocol
+from worker_svc.server.rates import Admission
+
+log = logging.getLogger(__name__)
+
+_BACKLOG: Final = 1024
+# Accepted in one turn of the loop; each takes half a millisecond to set up.
+_AT_ONCE: Final = 4
+# Without a file to be had for a connection, it is no use to try again at once.
+_OUT_OF_FILES_S: Final = 0.1
+_UCRED: Final = struct.Struct("3i")
+
+
+class Listener:
+    def __init__(
+        self,
+        sockets: list[socket.socket],
+        context: ssl.SSLContext | None,
+        admission: Admission,
+        make_protocol: Callable[[str], ServerProtocol],
+        handshake_timeout_s: float,
+    ) -> None:
+        self.sockets = sockets
+        self.context = context
+        self._admission = admission
+        self._make_protocol = make_protocol
+        self._handshake_timeout_s = handshake_timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._pauses: set[asyncio.TimerHandle] = set()
+
+    def start(self) -> None:
+        for listening in self.sockets:
+            listening.listen(_BACKLOG)
+            self._loop.add_reader(listening.fileno(), self._accept, listening)
+
+    def close(self) -> None:
+        for pause in self._pauses:
+            pause.cancel()
+        while self.sockets:
+            listening = self.sockets.pop()
+            self._loop.remove_reader(listening.fileno())
+            listening.close()
+        for task in self._connecting:
+            task.cancel()
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(_AT_ONCE):
+            try:
+                accepted, address = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                log.warning("no connection can be accepted just now: %s", error)
+                self._pause(listening)
+                return
+            peer = peer_of(accepted, address)
+            if not self._admission.enter(peer):
+                accepted.close()
+                continue
+            accepted.setblocking(False)
+            task = self._loop.create_task(self._connect(accepted, peer))
+            self._connecting.add(task)
+            task.add_done_callback(self._connecting.discard)
+
+    def _pause(self, listening: socket.socket) -> None:
+        self._loop.remove_reader(listening.fileno())
+
+        def go_on() -> None:
+            self._pauses.discard(pause)
+            self._loop.add_reader(listening.fileno(), self._accept, listening)
+
+        pause = self._loop.call_later(_OUT_OF_FILES_S, go_on)
+        self._pauses.add(pause)
+
+    async def _connect(self, accepted: socket.socket, peer: str) -> None:
+        protocol = self._make_protocol(peer)
+        context = self.context
+        timeout_s = None if context is None else self._handshake_timeout_s
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: protocol, accepted, ssl=context, ssl_handshake_timeout=timeout_s
+            )
+        except OSError as error:  # ssl.SSLError is one: no TLS, no certificate, or gone
+            log.debug("handshake with %s failed: %s", peer, error)
+        finally:
+            if not protocol.is_made:
+                accepted.close()
+                self._admission.leave(peer)
+
+
+def peer_of(accepted: socket.socket, address: object) -> str:
+    """Whom a connection counts for: an address (of IPv6 the network), or a user of this machine."""
+    if accepted.family == socket.AF_UNIX:
+        _, uid, _ = _UCRED.unpack(accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        return f"uid:{uid}"
+    assert isinstance(address, tuple)
+    host = str(address[0])
+    if accepted.family == socket.AF_INET6:
+        packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+        if packed[:12] == b"\0" * 10 + b"\xff\xff":
+            return socket.inet_ntop(socket.AF_INET, packed[12:])
+        # Who has one address of a /64 has all of them.
+        return socket.inet_ntop(socket.AF_INET6, packed[:8] + b"\0" * 8) + "/64"
+    return host
+
+
+async def open_sockets(address: Address) -> list[socket.socket]:
+    """Bound, not yet listening; all with one port. Raises OSError."""
+    if address.is_unix:
+        return [await _unix_socket(address.unix_path)]
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    port = address.port
+    failure: OSError | None = None
+    try:
+        for family, kind, protocol, _, place in dict.fromkeys(found):
+            try:
+                bound = _bind(family, kind, protocol, (place[0], port, *place[2:]))
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                failure = error  # a machine without IPv6 still resolves names to it
+                continue
+            sockets.append(bound)
+            port = bound.getsockname()[1]
+        if not sockets:
+            raise failure or OSError(errno.EADDRNOTAVAIL, f"{address} has no address here")
+    except BaseException:
+        for bound in sockets:
+            bound.close()
+        raise
+    return sockets
+
+
+def _bind(family: int, kind: int, protocol: int, place: tuple[object, ...]) -> socket.socket:
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind(place)
+        bound.setblocking(False)
+    except OSError as error:
+        bound.close()
+        reason = (error.strerror or "").lower()
+        raise OSError(error.errno, f"error while attempting to bind on address {place!r}: {reason}") from None
+    return bound
+
+
+async def _unix_socket(path: str) -> socket.socket:
+    """A socket only its owner can connect to, in place of one that nobody listens on."""
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if Path(path).exists() and await _is_stale(path):
+            Path(path).unlink()
+        mask = os.umask(0o177)
+        try:
+            bound.bind(path)
+        finally:
+            os.umask(mask)
+        bound.setblocking(False)
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
+async def _is_stale(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(probe, path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:  # not a socket, or not ours: bind will say what is wrong
+            return False
+    return False

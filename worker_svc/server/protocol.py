@@ -1,0 +1,375 @@
+"""One connection: what comes is counted and portioned, what is too much ends it, and it ends with a GOAWAY."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
+
+from grpclib.config import Configuration
+from grpclib.protocol import Connection, EventsProcessor, H2Protocol, _set_nodelay
+from h2.config import H2Configuration
+from h2.connection import ConnectionState
+from h2.errors import ErrorCodes
+from h2.events import DataReceived, Event
+from h2.exceptions import ProtocolError
+
+from worker_svc.config import TransportConfig
+from worker_svc.server import gate
+from worker_svc.server.calls import CallHandler
+from worker_svc.server.gate import Abuse, FrameGate
+from worker_svc.server.h2_connection import (
+    CONNECTION_WINDOW_BYTES,
+    HEADER_HARD_FACTOR,
+    ServerH2Connection,
+)
+from worker_svc.server.rates import ReceiveBudget, RequestRates, TokenBucket
+
+log = logging.getLogger(__name__)
+
+# A call dropped this soon after it was made is no change of mind.
+_EARLY_RESET_S: Final = 1.0
+_RESET_BURST_S: Final = 2
+_CONTROL_BURST_S: Final = 10
+# What a frame of ours may bring about of the client's: WINDOW_UPDATEs, a PING to measure the round trip, a reset.
+_CREDIT_PER_FRAME: Final = 4
+_SETTINGS_COST: Final = 4
+_SMALL_DATA_BYTES: Final = 64
+# Whose connection was ended for abuse begins the next one with so much less, for so long.
+_PROBATION_S: Final = 10.0
+_PROBATION_PART: Final = 20
+# A client that goes on after a request was refused for its rate is read from no faster than this.
+_THROTTLE_S: Final = 0.02
+# How long a connection that ends waits for the client to read why, and to hang up.
+_LINGER_S: Final = 0.5
+_LINGER_MAX_BYTES: Final = 1024 * 1024
+# Unsent, beyond which a client is not read from: what it asks for is what it does not read.
+_UNSENT_MAX_BYTES: Final = 1024 * 1024
+READ_BYTES: Final = 64 * 1024
+
+
+@dataclass
+class Shared:
+    """What all connections of a server have in common."""
+
+    limits: TransportConfig
+    mapping: dict[str, Any]
+    codec: Any
+    status_details_codec: Any
+    dispatch: Any
+    grpclib_config: Configuration
+    h2_config: H2Configuration
+    rates: RequestRates
+    receiving: ReceiveBudget
+    identify: Callable[[asyncio.BaseTransport, str], str]
+    # One for all: it is filled and emptied within one turn of the loop.
+    read_buffer: memoryview
+    probation: dict[str, float] = field(default_factory=dict)
+    """Until when, by peer."""
+
+
+class _Connection(Connection):
+    """grpclib's, which does not fail on what is to be sent after it was closed, and counts what is sent."""
+
+    control: TokenBucket
+
+    def flush(self) -> None:
+        data = self._connection.data_to_send()
+        if data and not self.is_closing():
+            self._transport.write(data)
+
+    def headers_send_process(self) -> None:
+        self.control.give(_CREDIT_PER_FRAME)
+
+    def data_send_process(self) -> None:
+        self.control.give(_CREDIT_PER_FRAME)
+
+
+class _Processor(EventsProcessor):
+    def process(self, event: Event) -> None:
+        """Frames that HTTP/2 does not know of are ignored (RFC 9113, 5.5)."""
+        processors = getattr(self, "processors", None)  # grpclib deletes it when the connection is closed
+        process = processors and processors.get(event.__class__)
+        if process:
+            process(event)
+
+    def process_data_received(self, event: DataReceived) -> None:
+        # An empty frame means nothing, and would be taken for the end of the stream.
+        if event.flow_controlled_length:
+            super().process_data_received(event)
+
+
+class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
+    connection: _Connection
+    processor: _Processor
+
+    def __init__(
+        self,
+        shared: Shared,
+        peer: str,
+        on_made: Callable[[ServerProtocol], None],
+        on_lost: Callable[[ServerProtocol], None],
+    ) -> None:
+        self.shared = shared
+        self.peer = peer
+        self.budget = shared.receiving.share()
+        self.is_leaving = False
+        """Whether new calls are refused."""
+        self.calls = CallHandler(self, shared.mapping, shared.codec, shared.status_details_codec, shared.dispatch)
+        super().__init__(self.calls, shared.grpclib_config, shared.h2_config)
+        limits, now_s = shared.limits, time.monotonic()
+        self._on_made = on_made
+        self._on_lost = on_lost
+        self.is_made = False
+        self._transport: asyncio.Transport | None = None
+        self._identity = peer
+        self._gate = FrameGate(self._on_frame)
+        part = 1 / _PROBATION_PART if now_s < shared.probation.get(peer, 0.0) else 1.0
+        control, resets = limits.control_frames_per_s, limits.resets_per_s
+        self._control = TokenBucket(control, part * _CONTROL_BURST_S * control, now_s)
+        self._refusals = TokenBucket(resets, _RESET_BURST_S * resets, now_s)
+        self._resets = TokenBucket(resets, part * _RESET_BURST_S * resets, now_s)
+        self._pending = b""
+        """Read, and not yet passed on."""
+        self._again: asyncio.Handle | None = None
+        self._must_slow_down = False
+        self._is_ending = False
+        self._discarded = 0
+        self._lingering: asyncio.TimerHandle | None = None
+        self._now_s = self._opened_s = self._heard_s = self._idle_since_s = now_s
+        self._has_begun = False
+        self._partial_since_s = 0.0
+        self._header_bytes = 0
+        """Of the header block that is arriving."""
+        self._header_since_s = 0.0
+        self._pinged_s = 0.0
+
+    # Reading
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._identity = self.shared.identify(transport, self.peer)
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            _set_nodelay(sock)
+        limits = self.shared.limits
+        h2 = ServerH2Connection(
+            self.h2_config, max_header_bytes=limits.max_header_bytes, max_streams=limits.max_streams
+        )
+        h2.initiate_connection()
+        h2.increment_flow_control_window(CONNECTION_WINDOW_BYTES - h2.inbound_flow_control_window)
+        self.connection = _Connection(h2, self._transport, config=self.config)
+        self.connection.control = self._control
+        self.connection.flush()
+        self.processor = _Processor(self.handler, self.connection)
+        self.is_made = True
+        self._on_made(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.shared.read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._heard_s = time.monotonic()
+        self._pinged_s = 0.0
+        if self._is_ending:
+            self._discarded += nbytes
+            if self._discarded > _LINGER_MAX_BYTES:
+                self._close_now()
+            return
+        self._pending += bytes(self.shared.read_buffer[:nbytes])
+        if self._again is None:
+            self._work()
+
+    def _work(self) -> None:
+        """Passes on one portion; what is left waits for the loop's next turn, and nothing more is read meanwhile."""
+        self._again = None
+        transport = self._transport
+        if self._is_ending or transport is None or transport.is_closing():
+            return
+        self._now_s = time.monotonic()
+        try:
+            end = self._gate.portion(self._pending, 0)
+        except Abuse as abuse:
+            self._end_abuse(abuse)
+            return
+        portion, self._pending = self._pending[:end], self._pending[end:]
+        if not self._feed(portion):
+            return
+        is_partial = self._gate.is_within_frame or bool(self._pending)
+        self._partial_since_s = (self._partial_since_s or self._now_s) if is_partial else 0.0
+        delay_s = _THROTTLE_S if self._must_slow_down else 0.0
+        self._must_slow_down = False
+        if transport.get_write_buffer_size() > _UNSENT_MAX_BYTES:
+            transport.pause_reading()  # resume_writing goes on
+        elif delay_s or gate.has_head(self._pending):
+            transport.pause_reading()
+            loop = self.calls.loop
+            self._again = loop.call_later(delay_s, self._work) if delay_s else loop.call_soon(self._work)
+        else:
+            transport.resume_reading()
+
+    def _feed(self, portion: bytes) -> bool:
+        """Returns whether the connection lives on."""
+        try:
+            events = self.connection.feed(portion)
+            self.connection.flush()
+            for event in events:
+                self.processor.process(event)
+            self.connection.flush()
+        except Abuse as abuse:
+            self._end_abuse(abuse)
+        except ProtocolError as error:
+            log.info("connection of %s ended: %s", self.peer, error)
+            self.end(ErrorCodes.PROTOCOL_ERROR, str(error))  # h2 has mostly said so by itself
+        except Exception:
+            # A fault of ours or of h2's must end this connection only.
+            log.exception("connection of %s failed", self.peer)
+            self.end(ErrorCodes.INTERNAL_ERROR, "internal error")
+        return not self._is_ending
+
+    def _end_abuse(self, abuse: Abuse) -> None:
+        log.info("connection of %s ended: %s", self.peer, abuse.reason)
+        self.shared.probation[self.peer] = self._now_s + _PROBATION_S
+        self.end(abuse.code, abuse.reason)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._again is None:
+            self._work()
+
+    # Counting
+
+    def _on_frame(self, kind: int, length: int, flags: int, stream_id: int) -> None:
+        """Raises Abuse."""
+        self._has_begun = True
+        self._partial_since_s = 0.0
+        match kind:
+            case gate.DATA:
+                if length < _SMALL_DATA_BYTES and not flags & gate.END_STREAM:
+                    self._count_control()
+            case gate.HEADERS | gate.CONTINUATION:
+                self._on_header_frame(kind, length, flags)
+            case gate.RST_STREAM:
+                stream = self.processor.streams.get(stream_id)
+                if stream is None or self._now_s - (stream.created or 0.0) < _EARLY_RESET_S:
+                    self.count_reset()
+            case gate.SETTINGS:
+                self._count_control(1 if flags & gate.ACK else _SETTINGS_COST)
+            case _:
+                self._count_control()
+
+    def _on_header_frame(self, kind: int, length: int, flags: int) -> None:
+        if kind == gate.HEADERS:
+            self._header_bytes = 0
+            self._header_since_s = self._now_s
+        else:
+            self._count_control()
+        self._header_bytes += length
+        if self._header_bytes > HEADER_HARD_FACTOR * self.shared.limits.max_header_bytes:
+            raise Abuse(ErrorCodes.ENHANCE_YOUR_CALM, "too large a header block")
+        if flags & gate.END_HEADERS:
+            self._header_since_s = 0.0
+
+    def _count_control(self, cost: int = 1) -> None:
+        if not self._control.take(self._now_s, cost):
+            raise Abuse(ErrorCodes.ENHANCE_YOUR_CALM, "too many control frames")
+
+    def count_reset(self) -> None:
+        """A stream that was for nothing: reset by the client at once, or by us as malformed. Raises Abuse."""
+        if not self._resets.take(self._now_s):
+            raise Abuse(ErrorCodes.ENHANCE_YOUR_CALM, "too many resets")
+
+    def count_refusal(self) -> None:
+        """Who goes on to ask for what is refused is read from slowly: each costs nearly what a call does."""
+        if not self._refusals.take(self._now_s):
+            self._must_slow_down = True
+
+    def may_request(self) -> bool:
+        if self.shared.rates.take(self._identity, self._now_s):
+            return True
+        self._must_slow_down = True
+        return False
+
+    # Time
+
+    def sweep(self, now_s: float) -> None:
+        """Ends what has been quiet for too long. Called about once a second."""
+        limits = self.shared.limits
+        transport = self._transport
+        if self._is_ending or transport is None:
+            return
+        if not self._has_begun and now_s - self._opened_s > limits.connect_timeout_s:
+            transport.abort()
+            return
+        for since_s in (self._partial_since_s, self._header_since_s):
+            if since_s and now_s - since_s > limits.request_timeout_s and self._again is None:
+                self.end(ErrorCodes.ENHANCE_YOUR_CALM, "a frame did not arrive in time")
+                return
+        self.calls.end_overdue(now_s - limits.request_timeout_s)
+        if limits.idle_timeout_s and not self.calls.running and now_s - self._idle_since_s > limits.idle_timeout_s:
+            self.end(ErrorCodes.NO_ERROR, "idle")
+            return
+        if limits.keepalive_s and now_s - self._heard_s > limits.keepalive_s:
+            if not self._pinged_s:
+                self._pinged_s = now_s
+                self.connection._connection.ping(b"worker?!")
+                self.connection.flush()
+            elif now_s - self._pinged_s > limits.keepalive_timeout_s:
+                transport.abort()
+
+    def on_call_end(self) -> None:
+        self._idle_since_s = time.monotonic()
+        if self.is_leaving and not self.calls.running:
+            self.say_goodbye()
+
+    # Ending
+
+    def leave(self) -> None:
+        """No new calls from now on; GOAWAY once those that run have ended."""
+        self.is_leaving = True
+        if not self.calls.running:
+            self.say_goodbye()
+
+    def say_goodbye(self) -> None:
+        self.end(ErrorCodes.NO_ERROR, "shutting down")
+
+    def end(self, code: ErrorCodes, reason: str) -> None:
+        """GOAWAY, and soon the end of the connection; calls that run are cancelled."""
+        transport = self._transport
+        if self._is_ending or transport is None or transport.is_closing():
+            return
+        self._is_ending = True
+        self._pending = b""
+        h2 = self.connection._connection
+        if h2.state_machine.state is not ConnectionState.CLOSED:
+            h2.close_connection(code, additional_data=reason.encode())
+        self.connection.flush()
+        self.calls.close()
+        for stream in self.processor.streams.values():
+            stream.__terminated__(reason)
+        # To close at once, with bytes of the client unread, would be a TCP reset: it could lose the GOAWAY.
+        self._lingering = self.calls.loop.call_later(_LINGER_S, self._close_now)
+        transport.resume_reading()
+
+    def _close_now(self) -> None:
+        assert self._transport is not None
+        if self._transport.get_write_buffer_size():
+            self._transport.abort()  # it does not read what we say either
+        else:
+            self._transport.close()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._is_ending = True
+        for handle in (self._again, self._lingering):
+            if handle is not None:
+                handle.cancel()
+        super().connection_lost(exc)
+        self._transport = None
+        self._on_lost(self)

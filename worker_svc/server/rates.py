@@ -1,0 +1,135 @@
+"""How much a client may take: requests a second, resets, control frames, memory for what is still arriving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+class TokenBucket:
+    """Fills at a rate, up to a burst; what is taken must be there."""
+
+    __slots__ = ("_at_s", "_burst", "_rate", "_tokens")
+
+    def __init__(self, rate: float, burst: float, now_s: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._tokens = burst
+        self._at_s = now_s
+
+    def take(self, now_s: float, amount: float = 1.0) -> bool:
+        self._fill(now_s)
+        if self._tokens < amount:
+            return False
+        self._tokens -= amount
+        return True
+
+    def give(self, amount: float) -> None:
+        """On top of what time brings."""
+        self._tokens = min(self._burst, self._tokens + amount)
+
+    def is_full(self, now_s: float) -> bool:
+        self._fill(now_s)
+        return self._tokens >= self._burst
+
+    def _fill(self, now_s: float) -> None:
+        self._tokens = min(self._burst, self._tokens + (now_s - self._at_s) * self._rate)
+        self._at_s = now_s
+
+
+class RequestRates:
+    """A bucket for each identity, kept for as long as it is not full."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._buckets: dict[str, TokenBucket] = {}
+
+    def take(self, identity: str, now_s: float) -> bool:
+        if not self._rate:
+            return True
+        bucket = self._buckets.get(identity)
+        if bucket is None:
+            bucket = self._buckets[identity] = TokenBucket(self._rate, self._burst, now_s)
+        return bucket.take(now_s)
+
+    def forget_quiet(self, now_s: float) -> None:
+        for identity in [name for name, bucket in self._buckets.items() if bucket.is_full(now_s)]:
+            del self._buckets[identity]
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+
+class ReceiveBudget:
+    """Memory for messages that have been announced and are not whole yet, of all connections together."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self.claimed_bytes = 0
+
+    def share(self) -> ConnectionBudget:
+        return ConnectionBudget(self, self._limit // 4)
+
+    def claim(self, size: int) -> bool:
+        if self.claimed_bytes + size > self._limit:
+            return False
+        self.claimed_bytes += size
+        return True
+
+    def release(self, size: int) -> None:
+        self.claimed_bytes -= size
+
+
+class ConnectionBudget:
+    """What of it one connection may claim."""
+
+    __slots__ = ("_claimed", "_limit", "_whole")
+
+    def __init__(self, whole: ReceiveBudget, limit_bytes: int) -> None:
+        self._whole = whole
+        self._limit = limit_bytes
+        self._claimed = 0
+
+    def claim(self, size: int) -> bool:
+        # A lone message always fits: how large one may be is another limit's business.
+        if self._claimed and self._claimed + size > self._limit:
+            return False
+        if not self._whole.claim(size):
+            return False
+        self._claimed += size
+        return True
+
+    def release(self, size: int) -> None:
+        self._claimed -= size
+        self._whole.release(size)
+
+
+class Admission:
+    """Connections at once: in all, and from one peer."""
+
+    def __init__(self, limit: Callable[[], int], limit_per_peer: int) -> None:
+        self._limit = limit
+        self._limit_per_peer = limit_per_peer
+        self._count = 0
+        self._of_peer: dict[str, int] = {}
+        self.refused = 0
+
+    def enter(self, peer: str) -> bool:
+        of_peer = self._of_peer.get(peer, 0)
+        if self._count >= self._limit() or of_peer >= self._limit_per_peer:
+            self.refused += 1
+            return False
+        self._count += 1
+        self._of_peer[peer] = of_peer + 1
+        return True
+
+    def leave(self, peer: str) -> None:
+        self._count -= 1
+        left = self._of_peer[peer] - 1
+        if left:
+            self._of_peer[peer] = left
+        else:
+            del self._of_peer[peer]
+
+    def __len__(self) -> int:
+        return self._count

@@ -1,0 +1,371 @@
+"""The gRPC adapters of the Worker service: message → call → message, and errors → statuses in one place."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+from worker_svc import __version__, messages
+from worker_svc.feed import Feed
+from worker_svc.guard import CALL, Gate, GuardedService
+from worker_svc.job import (
+    DeadlineExceeded,
+    InvalidArgument,
+    JobNotFound,
+    JobRecord,
+    JobSpec,
+    JobState,
+    OutOfRange,
+    PermissionDenied,
+    PreconditionFailed,
+    Unavailable,
+    check_job_id,
+)
+from worker_svc.link import SupervisorLink
+from worker_svc.output import OutputReader
+from worker_svc.output import Start as OutputStart
+from worker_svc.pb import jobscheduler as pb
+from worker_svc.policy import CommandPolicy, Lookups
+from worker_svc.supervisor.retention import KeepLimits, Kept, excess
+from worker_svc.supervisor.store import FinishedRow, StoreReader, output_path, stderr_path
+
+_T = TypeVar("_T")
+
+_DRAINING: Final = "the worker is shutting down: connect again, and go on from where you were"
+
+
+class Identity(NamedTuple):
+    """What GetWorker tells that does not change while the worker runs, or only rarely."""
+
+    host: str
+    slots: int
+    queue_length: int
+    started_monotonic_s: float
+    advertise_address: Callable[[], str]
+    scheduler_worker_id: Callable[[], str]
+
+
+class WorkerService(GuardedService):
+    def __init__(
+        self,
+        state_dir: Path,
+        link: SupervisorLink,
+        reader: StoreReader,
+        feed: Feed,
+        output: OutputReader,
+        defaults: messages.Defaults,
+        identity: Identity,
+        gate: Gate,
+        policy: CommandPolicy,
+    ) -> None:
+        super().__init__(gate)
+        self._policy = policy
+        self._lookups = Lookups()
+        self._state_dir = str(state_dir)
+        self._link = link
+        self._reader = reader
+        self._feed = feed
+        self._output = output
+        self._defaults = defaults
+        self._identity = identity
+        # Long listings read the store in this thread, with a reader of its own, so that the event loop goes on.
+        self._lister = ThreadPoolExecutor(1, thread_name_prefix="list")
+        self._list_reader: StoreReader | None = None
+
+    def _owner_of(self, job_id: str) -> str | None:
+        return self._reader.owner_of(job_id)
+
+    def close(self) -> None:
+        self._lister.shutdown(cancel_futures=True)
+        if self._list_reader is not None:
+            self._list_reader.close()
+
+    # The original RPCs
+
+    async def start_job(self, message: pb.StartJobReq) -> pb.StartJobRes:
+        start = messages.start_from(message, self._defaults)
+        job_id = start.job_id or str(uuid.uuid4())
+        spec = await self._allowed(job_id, start.spec)
+        owner = CALL.get().caller.identity
+        header: dict[str, Any] = {"id": job_id, "fp": start.fingerprint, "owner": owner, "spec": spec.to_json()}
+        if not start.job_id:
+            header["new"] = True
+        answer = await self._link.ask("start", start.stdin, is_idempotent=True, **header)
+        return pb.StartJobRes(job_id=job_id, state=pb.JobState(answer["state"]), existed=answer["existed"])
+
+    async def _allowed(self, job_id: str, spec: JobSpec) -> JobSpec:
+        """With the files that the policy has looked at. Raises PermissionDenied, naming the rule."""
+        call = CALL.get()
+        judge = partial(self._policy.judge, call.role_label, spec)
+        looks_at_files = self._policy.looks_at_files(call.role_label)
+        judged = await self._lookups.run(judge) if looks_at_files else judge()
+        if not judged.decision.allowed:
+            call.deny(job_id, judged.decision.rule)
+            raise PermissionDenied(f"{judged.decision.reason} ({judged.decision.rule})")
+        call.allow(job_id, judged.decision.rule)
+        if judged.problem:
+            raise PreconditionFailed(judged.problem)
+        return spec._replace(checked=judged.checked)
+
+    async def stop_job(self, message: pb.StopJobReq) -> pb.StopJobRes:
+        check_job_id(message.job_id)
+        number = messages.signal_from("signal", message.signal, 0)
+        grace_s = messages.seconds_from("grace", message.grace, -1.0)
+        with self._end_of(message.job_id) as end:
+            await self._ask(
+                "stop",
+                message.job_id,
+                is_idempotent=True,
+                signal=number or None,
+                grace_s=None if grace_s < 0 else grace_s,
+            )
+            if message.wait and self._record(message.job_id).state is not JobState.FINISHED:
+                self._lasts()
+                await end
+        return pb.StopJobRes()
+
+    async def query_job(self, message: pb.QueryJobReq) -> pb.QueryJobRes:
+        record = self._record(message.job_id)
+        return messages.query_message(CALL.get().shown(record), self._files(record), time.time_ns())
+
+    # Ours
+
+    async def list_jobs(self, message: pb.ListJobsReq) -> pb.ListJobsRes:
+        size = messages.page_size_from(message.page_size)
+        query = partial(
+            StoreReader.find,
+            before_ordinal=messages.page_token_from(message.page_token),
+            states=messages.states_from(message.states),
+            labels=dict(message.labels),
+            accepted_since_ns=messages.ns_from(message.accepted_since),
+            accepted_before_ns=messages.ns_from(message.accepted_before),
+            owner=CALL.get().owner,
+            limit=size + 1,
+        )
+        records = await self._listing(query)
+        now_ns, shown = time.time_ns(), CALL.get().shown
+        jobs = [messages.job_message(shown(record), self._files(record), now_ns) for record in records[:size]]
+        more = str(records[size - 1].ordinal) if len(records) > size else ""
+        return pb.ListJobsRes(jobs=jobs, next_page_token=more)
+
+    async def watch_jobs(self, message: pb.WatchJobsReq) -> AsyncIterator[pb.JobTransition]:
+        for job_id in message.job_ids:
+            check_job_id(job_id, "job_ids")
+        # Of the store: the feed may be about to read what a client knows already from an answer.
+        latest = self._reader.sequence()
+        if message.from_sequence > latest + 1:
+            raise OutOfRange(f"from_sequence: {message.from_sequence} is beyond the latest, {latest}")
+        wanted, call = set(message.job_ids), CALL.get()
+        self._lasts()
+        async for batch in self._feed.since(message.from_sequence or latest + 1):
+            for moved in batch:
+                if (not wanted or moved.job_id in wanted) and call.owner in (None, moved.owner):
+                    yield messages.transition_message(moved._replace(reason=call.masked(moved.reason)))
+            await asyncio.sleep(0)  # others get their turn, also where there is nothing to send
+
+    async def wait_job(self, message: pb.WaitJobReq) -> pb.WaitJobRes:
+        timeout_s = messages.seconds_from("timeout", message.timeout, 0.0)
+        with self._end_of(message.job_id) as end:
+            record = self._record(message.job_id)
+            if record.state is not JobState.FINISHED:
+                await self._wait_end(end, message.job_id, timeout_s)
+                record = self._record(message.job_id)
+        return pb.WaitJobRes(job=messages.job_message(CALL.get().shown(record), self._files(record), time.time_ns()))
+
+    async def _wait_end(self, end: asyncio.Future[None], job_id: str, timeout_s: float) -> None:
+        self._lasts()
+        try:
+            async with asyncio.timeout(timeout_s or None):
+                await end
+        except TimeoutError:
+            state = self._record(job_id).state
+            raise DeadlineExceeded(f"the job is {state.name} after {timeout_s:g} s") from None
+
+    async def signal_job(self, message: pb.SignalJobReq) -> pb.SignalJobRes:
+        check_job_id(message.job_id)
+        if not message.signal:
+            raise InvalidArgument("signal", "must not be empty: name one, such as SIGUSR1")
+        number = messages.signal_from("signal", message.signal, 0)
+        await self._ask("signal", message.job_id, is_idempotent=False, signal=number)
+        return pb.SignalJobRes()
+
+    async def pause_job(self, message: pb.PauseJobReq) -> pb.PauseJobRes:
+        check_job_id(message.job_id)
+        await self._ask("pause", message.job_id, is_idempotent=True)
+        return pb.PauseJobRes()
+
+    async def resume_job(self, message: pb.ResumeJobReq) -> pb.ResumeJobRes:
+        check_job_id(message.job_id)
+        await self._ask("resume", message.job_id, is_idempotent=True)
+        return pb.ResumeJobRes()
+
+    async def delete_job(self, message: pb.DeleteJobReq) -> pb.DeleteJobRes:
+        check_job_id(message.job_id)
+        await self._ask("delete", message.job_id, is_idempotent=False)
+        return pb.DeleteJobRes()
+
+    async def prune_jobs(self, message: pb.PruneJobsReq) -> pb.PruneJobsRes:
+        if message.max_age is None and message.max_count is None and message.max_bytes is None:
+            raise InvalidArgument("max_age", "or max_count or max_bytes must be given: else nothing is too much")
+        age_s = None if message.max_age is None else messages.seconds_from("max_age", message.max_age, 0.0)
+        limits = KeepLimits(age_s, message.max_count, message.max_bytes)
+        owner = CALL.get().owner
+        rows = await self._listing(lambda reader: _excess(reader, limits, owner))
+        if not message.dry_run:
+            rows = [row for row in rows if await self._prune(row)]
+        return pb.PruneJobsRes(
+            jobs=len(rows),
+            bytes=sum(row.stored_bytes for row in rows),
+            job_ids=[row.job_id for row in rows[: messages.LIST_PAGE_MAX]],
+        )
+
+    async def _prune(self, row: FinishedRow) -> bool:
+        try:
+            await self._ask("delete", row.job_id, is_idempotent=False)
+        except JobNotFound:  # retention or another client was faster
+            return False
+        return True
+
+    async def stream_job(self, message: pb.StreamJobReq) -> AsyncIterator[pb.OutputChunk]:
+        record = self._record(message.job_id)
+        path = self._stream_path(record, message.stream)
+        start = OutputStart(message.offset, message.tail_bytes, message.tail_lines)
+        final_size: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        ending = asyncio.ensure_future(self._tell_final_size(record, path, final_size))
+        self._lasts()
+        try:
+            chunks = self._output.stream(path, start=start, follow=message.follow, final_size=final_size)
+            async with contextlib.aclosing(chunks):
+                async for chunk in chunks:
+                    yield pb.OutputChunk(offset=chunk.offset, data=chunk.data, gap_bytes=chunk.gap_bytes)
+        finally:
+            ending.cancel()
+            if final_size.done() and not final_size.cancelled():
+                final_size.exception()  # seen: a stream that had all it wanted does not ask
+
+    async def shutdown_worker(self, message: pb.ShutdownWorkerReq) -> pb.ShutdownWorkerRes:
+        answer = await self._link.shut_down(stop_jobs=message.stop_jobs)
+        return pb.ShutdownWorkerRes(jobs=answer["jobs"])
+
+    async def get_worker(self, message: pb.GetWorkerReq) -> pb.GetWorkerRes:
+        status = await self._link.ask("status", is_idempotent=True)
+        owner = CALL.get().owner
+        if owner is not None:
+            status["running"], status["queued"] = await self._listing(lambda reader: reader.live_of(owner))
+        return messages.worker_message(
+            status,
+            time.time_ns(),
+            worker_id=self._link.info["state_id"],
+            scheduler_worker_id=self._identity.scheduler_worker_id(),
+            version=__version__,
+            host=self._identity.host,
+            advertise_address=self._identity.advertise_address(),
+            slots=self._identity.slots,
+            queue_length=self._identity.queue_length,
+            uptime=timedelta(seconds=time.monotonic() - self._identity.started_monotonic_s),
+            draining=self.is_draining,
+        )
+
+    # What they have in common
+
+    def _record(self, job_id: str) -> JobRecord:
+        check_job_id(job_id)
+        record = self._reader.get(job_id)
+        # The guard has looked whose it is; after a wait it may be another job of this id.
+        if record is None or CALL.get().owner not in (None, record.owner):
+            raise JobNotFound
+        return record
+
+    async def _ask(self, op: str, job_id: str, *, is_idempotent: bool, **fields: Any) -> dict[str, Any]:
+        """Asks for something to be done with one job; the supervisor, too, looks whose it is."""
+        owner = CALL.get().owner
+        if owner is not None:
+            fields["of"] = owner
+        return await self._link.ask(op, is_idempotent=is_idempotent, id=job_id, **fields)
+
+    async def _listing(self, query: Callable[[StoreReader], _T]) -> _T:
+        """What a long query of the store finds."""
+
+        def run() -> _T:
+            if self._list_reader is None:
+                self._list_reader = StoreReader(self._state_dir)
+            return query(self._list_reader)
+
+        return await asyncio.get_running_loop().run_in_executor(self._lister, run)
+
+    @contextlib.contextmanager
+    def _end_of(self, job_id: str) -> Iterator[asyncio.Future[None]]:
+        """Done when the job is finished, if that is news: first ask for this, then look at the record."""
+        check_job_id(job_id)
+        end = self._feed.end_of(job_id)
+        try:
+            yield end
+        finally:
+            self._feed.forget(job_id, end)
+
+    def _files(self, record: JobRecord) -> messages.Files:
+        output = output_path(self._state_dir, record.job_id)
+        stderr = stderr_path(self._state_dir, record.job_id) if record.spec.separate_stderr else ""
+        if record.state is JobState.FINISHED:
+            return messages.Files(output, stderr, record.output_size_bytes or 0, record.stderr_size_bytes or 0)
+        return messages.Files(output, stderr, _size_of(output), _size_of(stderr) if stderr else 0)
+
+    def _stream_path(self, record: JobRecord, stream: pb.OutputStream) -> Path:
+        separate = record.spec.separate_stderr
+        if stream == pb.OutputStream.STDERR:
+            if not separate:
+                raise PreconditionFailed("stream: the job's standard error is merged into its output: ask for MERGED")
+            return Path(stderr_path(self._state_dir, record.job_id))
+        if stream == pb.OutputStream.MERGED and separate:
+            raise PreconditionFailed("stream: the job's standard error is separate: ask for STDOUT or STDERR")
+        if stream == pb.OutputStream.STDOUT and not separate:
+            raise PreconditionFailed("stream: the job's standard error is merged into its output: ask for MERGED")
+        if stream not in list(pb.OutputStream):
+            raise InvalidArgument("stream", f"there is no stream {int(stream)}")
+        return Path(output_path(self._state_dir, record.job_id))
+
+    async def _tell_final_size(self, record: JobRecord, path: Path, final_size: asyncio.Future[int | None]) -> None:
+        """Resolves `final_size` once the job is finished, at once if it is."""
+        try:
+            with self._end_of(record.job_id) as end:
+                current = self._reader.get(record.job_id)
+                if current is not None and current.state is not JobState.FINISHED:
+                    await end
+                    current = self._reader.get(record.job_id)
+        except sqlite3.Error as error:
+            final_size.set_exception(Unavailable(f"the job's record cannot be read: {error}"))
+            return
+        if current is None:
+            final_size.set_exception(JobNotFound("the job was deleted"))
+            return
+        is_stderr = path.suffix == ".err"
+        final_size.set_result(current.stderr_size_bytes if is_stderr else current.output_size_bytes)
+
+
+def _excess(reader: StoreReader, limits: KeepLimits, owner: str | None) -> list[FinishedRow]:
+    """Of one owner's jobs, or of all."""
+    kept, now_ns = Kept(*reader.finished_totals(owner)), time.time_ns()
+    gone: list[FinishedRow] = []
+    while True:
+        page = reader.oldest_finished(messages.LIST_PAGE_MAX, len(gone), owner)
+        more = excess(kept, page, limits, now_ns)
+        gone += more
+        if len(more) < messages.LIST_PAGE_MAX:
+            return gone
+        kept = Kept(kept.jobs - len(more), kept.bytes - sum(row.stored_bytes for row in more))
+
+
+def _size_of(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except FileNotFoundError:  # not started yet, or removed by an operator
+        return 0

@@ -1,0 +1,165 @@
+"""What must be right with files and addresses before the worker may serve; each text has the command that mends it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from worker_svc.config import Config
+
+_GROUP_OR_OTHERS = 0o077
+
+
+class Finding(NamedTuple):
+    is_error: bool
+    text: str
+
+
+def check(config: Config, config_file: Path | None, *, is_named: bool) -> list[Finding]:
+    """`config_file`: the one in use; `is_named`: not just found in the current directory."""
+    return [
+        *_check_address(config),
+        *check_keys(config),
+        *_check_unix_path(config),
+        *_check_state_dir(config.state.dir),
+        *(_check_config_file(config_file, config, is_named) if config_file is not None else ()),
+    ]
+
+
+def mend_state_dir(state_dir: Path) -> str:
+    """Closes a state directory of ours that is open to others. Returns what was done; empty: nothing had to be."""
+    found = state_dir.stat()
+    mode = stat.S_IMODE(found.st_mode)
+    if found.st_uid != os.geteuid() or not mode & _GROUP_OR_OTHERS:
+        return ""
+    state_dir.chmod(0o700)
+    return f"{state_dir} was open to other users (mode {mode:04o}): now it is not (0700)"
+
+
+def _check_address(config: Config) -> Iterator[Finding]:
+    server = config.grpc_server
+    for names, text in server.conflicts():
+        if names[0] == "addr":
+            yield Finding(True, f"grpc_server.addr: {text}")
+    if server.addr.is_loopback:
+        return
+    if server.insecure and not (server.use_tls and server.client_ca_file):
+        whom = "everybody who can reach it" if config.access.anonymous != "none" else "nobody"
+        tls = "without client certificates" if server.use_tls else "without TLS"
+        yield Finding(
+            False,
+            f"grpc_server.insecure: serves on {server.addr} {tls}: {whom} has the role access.anonymous "
+            f"({config.access.anonymous}) and can {'run commands' if config.access.anonymous != 'none' else 'call'}"
+            f"{'' if server.use_tls else ', and whoever is in between can read and change all that is sent'}",
+        )
+    access = config.access
+    patterns = (*access.admins, *access.operators, *access.submitters, *access.viewers)
+    if server.client_ca_file and all(pattern.startswith("uid:") for pattern in patterns):
+        yield Finding(
+            False,
+            "access: no certificate has a role, so that nobody can do anything: name some, as in "
+            'access.admins = ["dns:admin"]',
+        )
+
+
+def check_keys(config: Config) -> Iterator[Finding]:
+    keys = (
+        ("grpc_server.key_file", config.grpc_server.key_file if config.grpc_server.use_tls else None),
+        ("scheduler.key_file", config.scheduler.key_file if config.scheduler.use_tls else None),
+    )
+    for name, path in keys:
+        found = _stat(path)
+        if path is None or found is None:  # that it is missing is told where it is read
+            continue
+        mode = stat.S_IMODE(found.st_mode)
+        shown = f"{name}: {path}: the private key"
+        if mode & 0o027:
+            whom = "readable by everybody" if mode & 0o004 else "open to other users"
+            yield Finding(True, f"{shown} is {whom} (mode {mode:04o}): chmod 600 {_quote(path)}")
+        elif mode & 0o050:
+            yield Finding(False, f"{shown} is readable by its group (mode {mode:04o}): chmod 600 {_quote(path)}")
+        if found.st_uid not in (0, os.geteuid()):
+            text = f"{shown} belongs to user {found.st_uid}, who can change it: chown {os.geteuid()} {_quote(path)}"
+            yield Finding(True, text)
+
+
+def _check_unix_path(config: Config) -> Iterator[Finding]:
+    if not config.grpc_server.addr.is_unix:
+        return
+    path = Path(config.grpc_server.addr.unix_path)
+    folder = _stat(path.parent)
+    if folder is not None and folder.st_mode & 0o022 and not folder.st_mode & stat.S_ISVTX:
+        yield Finding(
+            True,
+            f"grpc_server.addr: {path.parent}: others can put a socket of their own in the place of the worker's "
+            f"(mode {stat.S_IMODE(folder.st_mode):04o}): chmod go-w {_quote(path.parent)}",
+        )
+    found = _lstat(path)
+    if found is not None and not stat.S_ISSOCK(found.st_mode):
+        yield Finding(True, f"grpc_server.addr: {path}: is there already and no socket: mv it away")
+    elif found is not None and found.st_uid != os.geteuid():
+        yield Finding(True, f"grpc_server.addr: {path}: belongs to user {found.st_uid}: rm {_quote(path)}")
+
+
+def check_unix_socket(path: Path, mode: int) -> None:
+    """Sets the mode of the socket that was made, and looks whether it is ours. Raises PermissionError."""
+    path.chmod(mode)
+    found = path.lstat()
+    if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) != mode:
+        raise PermissionError(f"{path}: is not the socket that was made there, or not with mode {mode:04o}")
+
+
+def _check_state_dir(state_dir: Path) -> Iterator[Finding]:
+    found = _stat(state_dir)
+    if found is not None and found.st_uid != os.geteuid():
+        yield Finding(
+            True,
+            f"state.dir: {state_dir}: belongs to user {found.st_uid}, who could change what jobs run: "
+            f"chown -R {os.geteuid()} {_quote(state_dir)}, or set another",
+        )
+    for parent in state_dir.parents:
+        above = _stat(parent)
+        if above is not None and above.st_mode & stat.S_IWOTH and not above.st_mode & stat.S_ISVTX:
+            text = f"state.dir: {parent}: everybody can put another directory in its place: chmod o-w {_quote(parent)}"
+            yield Finding(True, text)
+
+
+def _check_config_file(path: Path, config: Config, is_named: bool) -> Iterator[Finding]:
+    found = _stat(path)
+    if found is None or not stat.S_ISREG(found.st_mode):
+        return
+    mode = stat.S_IMODE(found.st_mode)
+    if mode & stat.S_IWOTH:
+        yield Finding(True, f"{path}: everybody can change what jobs run (mode {mode:04o}): chmod go-w {_quote(path)}")
+    elif mode & stat.S_IWGRP:
+        text = f"{path}: its group can change what jobs run (mode {mode:04o}): chmod g-w {_quote(path)}"
+        yield Finding(False, text)
+    if found.st_uid not in (0, os.geteuid()):
+        text = f"{path}: belongs to user {found.st_uid}, who can change what jobs run: chown {os.geteuid()} "
+        # One that merely lay where the worker was started may be a trap.
+        yield Finding(not is_named, text + _quote(path))
+    if mode & stat.S_IROTH and config.jobs.env:
+        text = f"{path}: everybody can read it, and jobs.env may hold secrets: chmod 640 {_quote(path)}"
+        yield Finding(False, text)
+
+
+def _quote(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+def _stat(path: Path | None) -> os.stat_result | None:
+    try:
+        return None if path is None else path.stat()
+    except OSError:
+        return None
+
+
+def _lstat(path: Path) -> os.stat_result | None:
+    try:
+        return path.lstat()
+    except OSError:
+        return None
