@@ -1,0 +1,474 @@
+"""Limits, identity and sandbox of a job's processes, by both spawners: they hold, or the start fails and says why."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import resource
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.functional.test_spawn import STATUS, run_apart
+from tests.support.programs import python
+from tests.support.spawning import PATH, Launchpad, needs_root, skip_unless_built, status_of_job
+from worker_svc.job.limits import RLIMIT_NAMES, Identity, ProcessLimits, Sandbox
+from worker_svc.supervisor.spawn import IMPLEMENTATION, NATIVE, PYTHON, SpawnFailed
+from worker_svc.supervisor.spawn.steps import RLIMITS
+
+NOBODY = Identity("65534", "65534", ())
+
+
+@pytest.fixture(params=[NATIVE, PYTHON])
+def pad(request: pytest.FixtureRequest, tmp_path: Path) -> Launchpad:
+    skip_unless_built(request.param)
+    return Launchpad(request.param, tmp_path)
+
+
+@pytest.fixture
+def open_dir() -> Iterator[Path]:
+    """A directory that every user can reach, as those of pytest are not."""
+    path = Path(tempfile.mkdtemp(prefix="worker-svc-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+# --- limits -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RLIMIT_NAMES)
+def test_each_rlimit(pad: Launchpad, name: str) -> None:
+    label = {
+        "as": "Max address space", "core": "Max core file size", "cpu": "Max cpu time", "data": "Max data size",
+        "fsize": "Max file size", "locks": "Max file locks", "memlock": "Max locked memory",
+        "msgqueue": "Max msgqueue size", "nice": "Max nice priority", "nofile": "Max open files",
+        "nproc": "Max processes", "rss": "Max resident set", "rtprio": "Max realtime priority",
+        "rttime": "Max realtime timeout", "sigpending": "Max pending signals", "stack": "Max stack size",
+    }[name]  # fmt: skip
+    soft = 512 * 1024 * 1024 if name in ("as", "data", "stack") else 1000
+    hard = soft + 1
+    hard_now = resource.prlimit(0, RLIMITS[name])[1]
+    if hard_now != -1:  # to raise it would take a privilege that not even every root has
+        soft, hard = min(soft, hard_now), min(hard, hard_now)
+    ended = pad.run("cat", "/proc/self/limits", limits=ProcessLimits({name: (soft, hard)}))
+    line = next(line for line in ended.output.splitlines() if line.startswith(label))
+    assert line[len(label) :].split()[:2] == [str(soft), str(hard)]
+
+
+def test_an_unlimited_and_a_soft_limit(pad: Launchpad) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    ended = pad.run("sh", "-c", "ulimit -Sn; ulimit -Hn", limits=ProcessLimits({"nofile": (20, None), "cpu": (-1, -1)}))
+    assert ended.output.split() == ["20", str(hard) if hard != -1 else "unlimited"]
+
+
+@pytest.mark.parametrize("size", [64 * 1024, 16 * 1024 * 1024])
+def test_a_small_address_space_is_the_jobs_and_not_the_spawners(pad: Launchpad, size: int) -> None:
+    """The pure-Python spawner's launcher itself needs more."""
+    limits = ProcessLimits({"as": (size, size), "data": (size, size)})
+    if size < 1024 * 1024:  # not enough for any program: either execve says so, or the kernel kills what it has begun
+        try:
+            said = str(pad.run("true", limits=limits).exit_code)
+        except SpawnFailed as failure:
+            said = str(failure)
+        assert said.startswith(("-", "limits.rlimits: there is not enough memory", "command: the process was ended"))
+    else:
+        assert pad.run("sh", "-c", "ulimit -v", limits=limits).output == f"{size // 1024}\n"
+
+
+def test_limits_are_enforced_by_the_kernel(pad: Launchpad, tmp_path: Path) -> None:
+    limits = ProcessLimits({"fsize": (4096, 4096), "core": (0, 0)})
+    assert pad.run("head", "-c", "10000", "/dev/zero", limits=limits).exit_code == -25  # SIGXFSZ
+    burn = python("import time\nwhile time.process_time() < 5: pass")
+    assert pad.run(*burn, limits=ProcessLimits({"cpu": (1, 1), "core": (0, 0)})).exit_code == -9
+
+
+def test_nice_umask_affinity_and_oom_score(pad: Launchpad) -> None:
+    cpu = max(os.sched_getaffinity(0))
+    limits = ProcessLimits(nice=7, umask=0o027, cpu_affinity=(cpu,), oom_score_adj=321)
+    script = "nice; umask; cat /proc/self/oom_score_adj; grep Cpus_allowed_list: /proc/self/status | cut -f2"
+    assert pad.run("sh", "-c", script, limits=limits).output.split() == ["7", "0027", "321", str(cpu)]
+    assert Path("/proc/self/oom_score_adj").read_text() == "0\n"  # ours, whose memory a vfork child shares
+    assert (os.nice(0), os.sched_getaffinity(0) >= {cpu}) == (0, True)
+
+
+def test_no_limit_is_asked_for_none_is_changed(pad: Launchpad) -> None:
+    ours = Path("/proc/self/limits").read_text()
+    assert pad.run("cat", "/proc/self/limits").output == ours
+
+
+@pytest.mark.parametrize("cpus", [(8000,), (0, 8000)])
+def test_cpus_that_are_not_there(pad: Launchpad, cpus: tuple[int, ...]) -> None:
+    """The kernel drops them silently as long as one is left."""
+    with pytest.raises(
+        SpawnFailed, match=r"^limits.cpu_affinity: not all of these CPUs can be used here; the supervisor"
+    ):
+        pad.run("true", limits=ProcessLimits(cpu_affinity=cpus))
+
+
+def outcome_without_privileges(pad: Launchpad, fields: str, extra: str = "") -> str:
+    """What the supervisor says or the job prints, if the supervisor has no capability of use."""
+    code = f"""
+        import os, resource, sys
+        from tests.support.spawning import drop_capabilities
+        {extra}
+        drop_capabilities()
+        from worker_svc.job.limits import Identity, ProcessLimits, Sandbox
+        from worker_svc.supervisor.spawn import LaunchPlan, SpawnFailed, spawn
+        plan = LaunchPlan(
+            ["sh", "-c", "ls -A /tmp; cat /proc/net/dev | grep -c :; id -u"], {{"PATH": {PATH!r}}}, "/", b"",
+            sys.argv[1], "", {fields}
+        )
+        try:
+            os.waitpid(spawn(plan, {pad.implementation!r}).pid, 0)
+            print(open(plan.stdout_path).read())
+        except SpawnFailed as failure:
+            print(failure)
+    """
+    return run_apart(code, str(pad.directory / "out")).strip()
+
+
+def test_a_hard_limit_cannot_be_raised_without_privilege(pad: Launchpad) -> None:
+    said = outcome_without_privileges(
+        pad, "limits=ProcessLimits({'nofile': (512, 1024)})", "resource.setrlimit(resource.RLIMIT_NOFILE, (256, 512))"
+    )
+    assert said == (
+        "limits.rlimits.nofile: cannot be raised above the hard limit here, 512: that needs CAP_SYS_RESOURCE"
+    )
+    soft = outcome_without_privileges(
+        pad, "limits=ProcessLimits({'nofile': (513, None)})", "resource.setrlimit(resource.RLIMIT_NOFILE, (256, 512))"
+    )
+    assert soft == "limits.rlimits.nofile: the soft limit cannot exceed the hard limit here, 512"
+
+
+@pytest.mark.parametrize(
+    "fields,said",
+    [
+        ("limits=ProcessLimits(nice=-5)", "limits.nice: -5 is below the supervisor's own: that needs CAP_SYS_NICE"),
+        ("limits=ProcessLimits(oom_score_adj=-5)", "limits.oom_score_adj: cannot be lowered without CAP_SYS_RESOURCE"),
+        ("identity=Identity('65534', '65534', ())", "identity.groups: running as another user or group needs root"),
+        (
+            "identity=Identity(no_new_privs=False), sandbox=Sandbox(('/',))",
+            "sandbox.read_only_paths: Landlock needs identity.no_new_privs, or CAP_SYS_ADMIN",
+        ),
+    ],
+)
+def test_what_needs_privilege_is_named(pad: Launchpad, fields: str, said: str) -> None:
+    assert outcome_without_privileges(pad, fields).startswith(said)
+
+
+# --- identity -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "identity,said",
+    [
+        (Identity("no-such-user"), "identity.user: there is no user 'no-such-user' on this machine"),
+        (Identity("nobody", "no-such-group"), "identity.group: there is no group 'no-such-group'"),
+        (Identity("nobody", groups=("no-such-group",)), "identity.groups: there is no group 'no-such-group'"),
+        (Identity("4242421"), "identity.group: name it: user 4242421 has no entry that tells its primary group"),
+        (Identity("4294967295", "0"), "identity.user: there is no user '4294967295'"),  # -1: "as it is", root
+    ],
+)
+def test_who_does_not_exist(pad: Launchpad, identity: Identity, said: str) -> None:
+    with pytest.raises(SpawnFailed, match=said):
+        pad.run("true", identity=identity)
+
+
+def test_to_be_who_we_are_needs_no_privilege(pad: Launchpad) -> None:
+    said = outcome_without_privileges(
+        pad, "identity=Identity(str(os.getuid()), str(os.getgid()), tuple(map(str, os.getgroups())))"
+    )
+    assert said.split()[-1] == str(os.getuid())
+
+
+def user_with_groups() -> tuple[str, int, list[int]]:
+    """A user, its primary group and all its groups; one with supplementary ones if there is any."""
+    found = []
+    for entry in pwd.getpwall():
+        groups = sorted(set(os.getgrouplist(entry.pw_name, entry.pw_gid)))
+        if entry.pw_uid:
+            found.append((len(groups), entry.pw_name, entry.pw_gid, groups))
+    _, name, gid, groups = max(found)
+    return name, gid, groups
+
+
+@needs_root
+def test_another_user_with_its_groups(pad: Launchpad) -> None:
+    name, gid, groups = user_with_groups()
+    uid = pwd.getpwnam(name).pw_uid
+    status = status_of_job(pad.run(*STATUS, identity=Identity(name)))
+    assert status["Uid"].split() == [str(uid)] * 4
+    assert status["Gid"].split() == [str(gid)] * 4
+    assert sorted(map(int, status["Groups"].split())) == groups
+    for kind in ("CapPrm", "CapEff", "CapAmb", "CapInh"):
+        assert int(status[kind], 16) == 0
+    assert os.getresuid() == (0, 0, 0)  # none of our threads has changed
+
+
+@needs_root
+def test_groups_as_given(pad: Launchpad) -> None:
+    other = grp.getgrnam("adm").gr_gid
+    for identity, gid, groups in (
+        (Identity("nobody", "adm", ("4242", "adm")), other, [other, 4242]),
+        (Identity("12345", "12346", ()), 12346, []),
+        (Identity("12345", "12346"), 12346, [12346]),
+    ):
+        status = status_of_job(pad.run(*STATUS, identity=identity))
+        assert status["Gid"].split() == [str(gid)] * 4
+        assert sorted(map(int, status["Groups"].split())) == sorted(groups)
+    status = status_of_job(pad.run(*STATUS, identity=Identity(group="adm")))
+    assert (status["Uid"].split()[0], status["Gid"].split()[0]) == ("0", str(other))
+
+
+@needs_root
+def test_what_another_user_gets(pad: Launchpad) -> None:
+    """Its home by the user database where asked; stdin it may read; output files that stay ours."""
+    plan = pad.plan(
+        "sh", "-c", "cat; cat /dev/stdin </dev/null; echo $HOME $USER $LOGNAME; echo err >&2",
+        identity=Identity("daemon"), stdin=b"text\n", user_env=("HOME", "LOGNAME"),
+    )  # fmt: skip
+    entry = pwd.getpwnam("daemon")
+    assert pad.run_plan(plan).output == f"text\n{entry.pw_dir} daemon\nerr\n"
+    assert Path(plan.stdout_path).stat().st_uid == 0
+    with pytest.raises(SpawnFailed, match=r"identity.user: 12345 has no entry that tells HOME: set it in env"):
+        pad.run("true", identity=Identity("12345", "12345"), user_env=("HOME",))
+
+
+@needs_root
+def test_working_directory_and_program_are_reached_as_that_user(pad: Launchpad, open_dir: Path) -> None:
+    closed = open_dir / "closed"
+    closed.mkdir(0o700)
+    shutil.copy("/bin/true", closed / "tool")
+    with pytest.raises(SpawnFailed, match=rf"^cwd: {closed}: permission denied \(as user nobody\)"):
+        pad.run("true", cwd=str(closed), identity=Identity("nobody"))
+    with pytest.raises(SpawnFailed, match=r"^command: .*/tool: Permission denied \(as user nobody\)"):
+        pad.run(str(closed / "tool"), identity=Identity("nobody"))
+    # what the user may not run is passed over, as execvp(3) does
+    shutil.copy("/bin/echo", open_dir / "tool")
+    path = f"{closed}:{open_dir}"
+    assert pad.run("tool", "here", identity=Identity("nobody"), env={"PATH": path}).output == "here\n"
+
+
+@needs_root
+@pytest.mark.parametrize("no_new_privs", [True, False])
+def test_a_setuid_program_gains_nothing_unless_allowed(pad: Launchpad, open_dir: Path, no_new_privs: bool) -> None:
+    program = open_dir / "id"
+    shutil.copy("/usr/bin/id", program)
+    program.chmod(0o4755)
+    identity = NOBODY._replace(no_new_privs=no_new_privs)
+    assert pad.run(str(program), "-u", identity=identity).output == ("65534\n" if no_new_privs else "0\n")
+
+
+def test_no_new_privs(pad: Launchpad) -> None:
+    for wanted in (True, False, True):
+        status = status_of_job(pad.run(*STATUS, identity=Identity(no_new_privs=wanted)))
+        assert status["NoNewPrivs"] == str(int(wanted))
+    assert "NoNewPrivs:\t0" in Path("/proc/self/status").read_text()
+
+
+# --- sandbox ------------------------------------------------------------------------------------------------------
+
+
+def has_landlock() -> bool:
+    import ctypes
+
+    return int(ctypes.CDLL(None).syscall(444, None, 0, 1)) >= 3
+
+
+landlock = pytest.mark.skipif(not has_landlock(), reason="this kernel has no Landlock with ABI 3 (Linux 6.2)")
+
+
+@landlock
+def test_read_only_and_read_write_paths(pad: Launchpad, open_dir: Path) -> None:
+    (open_dir / "rw").mkdir()
+    (open_dir / "rw").chmod(0o777)
+    (open_dir / "file").write_text("content\n")
+    script = f"""
+        cat {open_dir}/file; echo new >{open_dir}/rw/new && cat {open_dir}/rw/new; rm {open_dir}/rw/new
+        echo x >{open_dir}/file; echo x >{open_dir}/other; rm {open_dir}/file; : >/dev/null; head -c0 /dev/urandom
+    """
+    sandbox = Sandbox(read_only_paths=("/",), read_write_paths=(str(open_dir / "rw"),))
+    ended = pad.run("sh", "-c", script, sandbox=sandbox)
+    lines = ended.output.splitlines()
+    assert lines[:2] == ["content", "new"]
+    assert len(lines) == 5
+    assert all("ermission denied" in line for line in lines[2:])
+    assert (open_dir / "file").read_text() == "content\n"
+
+
+@landlock
+def test_what_is_not_listed_is_not_there(pad: Launchpad, open_dir: Path) -> None:
+    (open_dir / "file").write_text("content\n")
+    system = tuple(path for path in ("/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache") if Path(path).exists())
+    one_file = Sandbox((*system, str(open_dir / "file")))
+    assert pad.run("cat", str(open_dir / "file"), sandbox=one_file).output == "content\n"
+    assert "ermission denied" in pad.run("ls", str(open_dir), sandbox=one_file).output
+    with pytest.raises(SpawnFailed, match=r"sandbox.read_only_paths: /no/such: no such file"):
+        pad.run("true", sandbox=Sandbox((*system, "/no/such")))
+    with pytest.raises(SpawnFailed, match=r"^command: .*the sandbox's paths must include the program"):
+        pad.run("/usr/bin/env", sandbox=Sandbox((str(open_dir),)))
+
+
+@landlock
+@needs_root
+def test_landlock_for_another_user(pad: Launchpad, open_dir: Path) -> None:
+    (open_dir / "closed").mkdir(0o700)
+    sandbox = Sandbox(("/",), (str(open_dir / "closed"),))  # which that user cannot enter anyway
+    assert pad.run("id", "-u", sandbox=sandbox, identity=NOBODY).output == "65534\n"
+
+
+def test_without_landlock_the_start_fails(pad: Launchpad) -> None:
+    said = outcome_without_privileges(
+        pad,
+        "sandbox=Sandbox(('/',))",
+        "from tests.support.spawning import refuse_system_calls; refuse_system_calls(444)",
+    )
+    assert said.startswith("sandbox.read_only_paths: needs Landlock with ABI 3 (Linux 6.2)")
+
+
+namespaces = pytest.mark.skipif(
+    os.geteuid() != 0 and not Path("/proc/self/ns/user").exists(), reason="needs root or user namespaces"
+)
+
+
+@namespaces
+@pytest.mark.parametrize("with_landlock", [False, pytest.param(True, marks=landlock)])
+def test_private_tmp(pad: Launchpad, with_landlock: bool) -> None:
+    ours = Path(tempfile.mkdtemp(dir="/tmp"))
+    sandbox = Sandbox(("/",) if with_landlock else (), private_tmp=True)
+    script = "ls -A /tmp; echo mine >/tmp/file && cat /tmp/file; stat -c %a /tmp"
+    assert pad.run("sh", "-c", script, sandbox=sandbox).output == "mine\n1777\n"
+    assert not Path("/tmp/file").exists()
+    with pytest.raises(SpawnFailed, match=rf"^cwd: {ours}: no such file or directory \(with sandbox.private_tmp"):
+        pad.run("true", cwd=str(ours), sandbox=sandbox)
+    ours.rmdir()
+
+
+@namespaces
+def test_no_network(pad: Launchpad) -> None:
+    script = "ip -o addr 2>/dev/null | grep -v ': lo '; cat /proc/net/dev | grep -c :"
+    assert pad.run("sh", "-c", script, sandbox=Sandbox(no_network=True)).output == "1\n"
+    listens = python(
+        "import socket; s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname())"
+    )
+    assert pad.run(*listens, sandbox=Sandbox(no_network=True)).output == ""  # the loopback is up
+
+
+def test_namespaces_without_privilege(pad: Launchpad) -> None:
+    """By a user namespace; where the machine forbids those, the start fails."""
+    said = outcome_without_privileges(pad, "sandbox=Sandbox((), (), True, True)")
+    if "needs CAP_SYS_ADMIN" in said:
+        assert said.startswith("sandbox.no_network: needs CAP_SYS_ADMIN, or user namespaces")
+        pytest.skip(f"unprivileged user namespaces are not allowed here: {said}")
+    assert said.split() == ["1", str(os.getuid())]
+
+
+@needs_root
+def test_everything_at_once(pad: Launchpad) -> None:
+    plan: dict[str, Any] = {
+        "limits": ProcessLimits(
+            {"nofile": (16, 16), "nproc": (500, 500)}, 3, (min(os.sched_getaffinity(0)),), 0o77, 10
+        ),
+        "identity": Identity("nobody"),
+        "sandbox": Sandbox(("/",) if has_landlock() else (), (), True, True),
+        "user_env": ("USER",),
+    }
+    script = "id -un; nice; umask; ulimit -n; echo $USER; ls -A /tmp; ls /proc/self/fd | wc -l"
+    assert pad.run("sh", "-c", script, **plan).output.split() == ["nobody", "3", "0077", "16", "nobody", "4"]
+
+
+# --- where it is born ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cgroup(tmp_path: Path) -> Iterator[Path]:
+    from tests.support.spawning import cgroup2_root
+
+    root = cgroup2_root()
+    if root is None:
+        pytest.skip("no cgroup v2 hierarchy is mounted that can be written to")
+    path = root / f"spawn-test-{os.getpid()}"  # not worker-svc-*: supervisors clear those away
+    path.mkdir()
+    yield path
+    path.rmdir()
+
+
+IN_CGROUP = """
+    import os, sys
+    from tests.support.spawning import refuse_system_calls
+    refuse_system_calls(*map(int, sys.argv[3:]))
+    from worker_svc.supervisor.spawn import LaunchPlan, SpawnFailed, spawn
+    fd = os.open(sys.argv[2], os.O_RDONLY | os.O_DIRECTORY)
+    plan = LaunchPlan(["cat", "/proc/self/cgroup"], {{"PATH": {path!r}}}, "/", b"", sys.argv[1], "", cgroup_fd=fd)
+    os.set_inheritable(1, True)
+    os.waitpid(spawn(plan, {implementation!r}).pid, 0)
+    print(open(sys.argv[1]).read())
+"""
+
+
+@pytest.mark.parametrize("refused", [(), (435, 436)], ids=["clone3", "without-clone3-and-close_range"])
+def test_starts_in_a_cgroup(pad: Launchpad, cgroup: Path, refused: tuple[int, ...]) -> None:
+    code = IN_CGROUP.format(path=PATH, implementation=pad.implementation)
+    said = run_apart(code, str(pad.directory / "out"), str(cgroup), *map(str, refused))
+    assert f"0::/{cgroup.name}" in said
+
+
+def test_a_cgroup_that_cannot_be_joined(pad: Launchpad, cgroup: Path) -> None:
+    gone = cgroup / "gone"
+    gone.mkdir()
+    fd = os.open(gone, os.O_RDONLY | os.O_DIRECTORY)
+    gone.rmdir()
+    with pytest.raises(SpawnFailed, match="the job's cgroup could not be joined: No such"):
+        pad.run("true", cgroup_fd=fd)
+    os.close(fd)
+    fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    with pytest.raises(SpawnFailed, match="the job's cgroup could not be joined"):
+        pad.run("true", cgroup_fd=fd)
+    os.close(fd)
+
+
+def test_without_clone3_and_close_range(pad: Launchpad) -> None:
+    """As in containers whose seccomp profile does not know them."""
+    code = f"""
+        import os, sys
+        from tests.support.spawning import refuse_system_calls
+        refuse_system_calls(435, 436)
+        from worker_svc.job.limits import ProcessLimits
+        from worker_svc.supervisor.spawn import LaunchPlan, SpawnFailed, spawn
+        fds = [os.open("/", os.O_RDONLY) for _ in range(300)]
+        for fd in fds:
+            os.set_inheritable(fd, True)
+        plan = LaunchPlan(["ls", "/proc/self/fd"], {{"PATH": {PATH!r}}}, "/", b"", sys.argv[1], "",
+                          ProcessLimits({{"nofile": (16, 16)}}))
+        spawned = spawn(plan, {pad.implementation!r})
+        assert spawned.pidfd > 2 and spawned.start_ticks
+        os.waitpid(spawned.pid, 0)
+        print(open(sys.argv[1]).read())
+        try:
+            spawn(plan._replace(argv=["/no/such"]), {pad.implementation!r})
+        except SpawnFailed as failure:
+            print(failure)
+    """
+    said = run_apart(code, str(pad.directory / "out"))
+    assert said.split("\n\n") == ["0\n1\n2\n3", "command: /no/such: no such file or directory\n"]
+
+
+def test_orphans_fall_to_a_subreaper(pad: Launchpad) -> None:
+    if pad.implementation != IMPLEMENTATION:
+        pytest.skip("set_child_subreaper() takes the implementation in use")
+    code = f"""
+        import os, sys, time
+        from worker_svc.supervisor.spawn import LaunchPlan, set_child_subreaper, spawn
+        set_child_subreaper()
+        script = "(sleep 0.05; exit 7) & exit 0"
+        spawned = spawn(LaunchPlan(["sh", "-c", script], {{"PATH": {PATH!r}}}, "/", b"", sys.argv[1], ""))
+        os.waitpid(spawned.pid, 0)
+        print(os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1]))
+    """
+    assert run_apart(code, str(pad.directory / "out")) == "7\n"

@@ -1,0 +1,177 @@
+"""The spawner's threads: a start that hangs delays no other, and can be given up."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.support import stalled_fs
+from tests.support.spawning import Launchpad, skip_unless_built
+from tests.support.waiting import eventually_sync
+from worker_svc.job.limits import ProcessLimits
+from worker_svc.supervisor.spawn import (
+    NATIVE,
+    PYTHON,
+    SPAWNER_THREADS,
+    LaunchPlan,
+    Spawned,
+    Spawner,
+    SpawnFailed,
+    spawner,
+)
+
+
+@pytest.fixture(params=[NATIVE, PYTHON])
+def pad(request: pytest.FixtureRequest, tmp_path: Path) -> Launchpad:
+    skip_unless_built(request.param)
+    return Launchpad(request.param, tmp_path)
+
+
+class Results:
+    """What a spawner reports; each job is awaited at once."""
+
+    def __init__(self) -> None:
+        self.of: dict[object, Spawned | SpawnFailed] = {}
+        self.at_s: dict[object, float] = {}
+
+    def __call__(self, token: object, result: Spawned | SpawnFailed) -> None:
+        self.at_s[token] = time.monotonic()
+        if isinstance(result, Spawned):
+            os.close(result.pidfd)
+            os.waitpid(result.pid, 0)
+        self.of[token] = result
+
+
+def test_reports_each_result_with_its_token(pad: Launchpad) -> None:
+    results = Results()
+    spawner = Spawner(results, pad.implementation)
+    for number in range(20):
+        spawner.submit(number, pad.plan("true" if number % 2 else "/no/such"))
+    eventually_sync(lambda: len(results.of) == 20)
+    for number in range(20):
+        assert isinstance(results.of[number], Spawned if number % 2 else SpawnFailed)
+
+
+def test_a_fault_of_ours_ends_one_job_only(pad: Launchpad) -> None:
+    results = Results()
+    spawner = Spawner(results, pad.implementation)
+    nothing: Any = None
+    broken = pad.plan("true")._replace(env=nothing)
+    for number in range(5):
+        spawner.submit(number, broken)
+    spawner.submit("good", pad.plan("true"))
+    eventually_sync(lambda: len(results.of) == 6)
+    assert isinstance(results.of["good"], Spawned)
+    assert "the supervisor could not start it: " in str(results.of[0])
+
+
+def test_threads_come_when_all_hang_and_go_again(monkeypatch: pytest.MonkeyPatch, pad: Launchpad) -> None:
+    """The hanging itself is faked here; below it is real."""
+    go_on = threading.Event()
+
+    def hang(plan: LaunchPlan, *_: object) -> Spawned:
+        if plan.argv[0] == "hangs":
+            go_on.wait()
+        raise SpawnFailed("as asked")
+
+    monkeypatch.setattr(spawner, "spawn", hang)
+    results = Results()
+    pool = Spawner(results, pad.implementation, threads_max=8)
+    for number in range(7):
+        pool.submit(number, pad.plan("hangs"))
+    pool.submit("free", pad.plan("returns"))
+    eventually_sync(lambda: "free" in results.of)
+    assert pool.threads >= 7
+    for number in range(7, 20):  # beyond the bound they wait
+        pool.submit(number, pad.plan("hangs"))
+    pool.submit("late", pad.plan("returns"))
+    eventually_sync(lambda: pool.threads == 8)
+    time.sleep(0.1)
+    assert pool.threads == 8
+    assert set(results.of) == {"free"}
+    go_on.set()
+    eventually_sync(lambda: len(results.of) == 22)
+    eventually_sync(lambda: pool.threads == SPAWNER_THREADS)
+
+
+class Stalled(NamedTuple):
+    program: str
+    server: subprocess.Popen[str]
+
+    def end(self) -> None:
+        self.server.communicate("")
+
+
+@pytest.fixture
+def stalled(tmp_path: Path) -> Iterator[Stalled]:
+    if os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("needs root and /dev/fuse for a file system that hangs")
+    mount_point = tmp_path / "stalled"
+    mount_point.mkdir()
+    server = subprocess.Popen(
+        [sys.executable, stalled_fs.__file__, mount_point], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdin
+    assert server.stdout
+    if server.stdout.readline() != "ready\n":
+        pytest.skip("FUSE cannot be mounted here")
+    there = Stalled(str(mount_point / "program"), server)
+    yield there
+    if server.returncode is None:
+        there.end()
+
+
+LIMITS: dict[str, Any] = {"limits": ProcessLimits(umask=0o22)}
+
+
+@pytest.mark.parametrize("more", [{}, LIMITS], ids=["plain", "limits"])
+def test_a_program_on_a_stalled_file_system_delays_no_other(
+    pad: Launchpad, stalled: Stalled, more: dict[str, Any]
+) -> None:
+    results = Results()
+    pool = Spawner(results, pad.implementation)
+    hanging = 5
+    for number in range(hanging):
+        pool.submit(number, pad.plan(stalled.program, **more))
+    took_s = []
+    for number in range(100, 150):
+        begun_s = time.monotonic()
+        pool.submit(number, pad.plan("true"))
+        eventually_sync(lambda number=number: number in results.at_s)  # type: ignore[misc]
+        took_s.append(results.at_s[number] - begun_s)
+    assert not set(range(hanging)) & set(results.of)
+    # The first waits until threads are added, 20 ms for two of those that hang; then there are free ones for good.
+    assert max(took_s) < 1
+    assert statistics.median(took_s[5:]) < 0.015
+    assert pool.threads >= hanging + 1
+    # Given up: the process that never got to its program dies, and the start fails.
+    if pad.implementation == NATIVE or more:
+        for number in range(hanging):
+            assert pool.kill(number)
+        eventually_sync(lambda: set(range(hanging)) <= set(results.of))
+        if pad.implementation == NATIVE:
+            expected = "command: the process was ended before it could run its program (signal SIGKILL)"
+            assert {str(results.of[number]) for number in range(hanging)} == {expected}
+    else:
+        assert not pool.kill(0)
+    assert not pool.kill("never submitted")
+
+
+def test_what_hung_goes_on_when_the_file_system_does(pad: Launchpad, stalled: Stalled) -> None:
+    results = Results()
+    pool = Spawner(results, pad.implementation)
+    pool.submit("hangs", pad.plan(stalled.program))
+    time.sleep(0.1)
+    assert not results.of
+    stalled.end()
+    eventually_sync(lambda: "hangs" in results.of)
+    assert isinstance(results.of["hangs"], SpawnFailed)

@@ -1,0 +1,525 @@
+"""The worker over mTLS, with a client of another make: who gets in, and what each may do and see."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from tests.support import programs
+from tests.support.peers import Answer, Peer, Peers
+from tests.support.workers import PATIENCE_S, Worker
+from worker_svc.access import RPCS, Role, Scope, Verdict
+from worker_svc.certs import Authority, make_directory
+from worker_svc.masking import MASK
+
+CLIENTS = ("admin", "operator", "red", "blue", "viewer", "stranger", "revoked")
+ROLE_OF = {"admin": Role.ADMIN, "operator": Role.OPERATOR, "red": Role.SUBMITTER, "viewer": Role.VIEWER}
+SECRET = "hunter2-topsecret"
+NO_JOB = "no-such-job"
+
+
+def make_certs(folder: Path) -> Path:
+    """All sorts of clients, good and bad."""
+    make_directory(folder, hosts=["localhost", "127.0.0.1"], clients=CLIENTS, revoke=["revoked"])
+    authority = Authority.create("somebody else's CA")
+    authority.issue("foreign", [x509.DNSName("admin")]).write(folder, "foreign")
+    ours = Authority(_pair(folder, "ca"))
+    before = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=10)
+    ours.issue("expired", [x509.DNSName("admin")], starts=before, days=5).write(folder, "expired")
+    ours.issue("nameless", [x509.RFC822Name("x" * 300 + "@example")]).write(folder, "nameless")
+    # The name says uid:0; it is a certificate's all the same.
+    ours.issue("uid:0", []).write(folder, "uid0")
+    ours.issue("server", [x509.DNSName("admin")], is_server=True).write(folder, "server-as-client")
+    return folder
+
+
+def _pair(folder: Path, name: str) -> Any:
+    from worker_svc.certs import read_pair
+
+    return read_pair(folder, name)
+
+
+def tls_keys(certs: Path) -> dict[str, Any]:
+    return {
+        "GRPC_SERVER_USE_TLS": "true",
+        "GRPC_SERVER_CRT_FILE": str(certs / "server.pem"),
+        "GRPC_SERVER_KEY_FILE": str(certs / "server.key"),
+        "GRPC_SERVER_CLIENT_CA_FILE": str(certs / "ca.pem"),
+        "GRPC_SERVER_CRL_FILE": str(certs / "crl.pem"),
+        "ACCESS_ADMINS": "dns:admin,uid:0",
+        "ACCESS_OPERATORS": "dns:operator",
+        "ACCESS_SUBMITTERS": "dns:red,dns:blue",
+        "ACCESS_VIEWERS": "dns:viewer",
+        "JOBS_SLOTS": "100",
+    }
+
+
+@pytest.fixture(scope="module")
+def peers(tmp_path_factory: pytest.TempPathFactory) -> Peers:
+    folder = tmp_path_factory.mktemp("certs")
+    return Peers(make_certs(folder / "certs"), folder)
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory, peers: Peers) -> Iterator[Worker]:
+    with Worker(tmp_path_factory.mktemp("worker"), **tls_keys(peers.certs)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def clients(worker: Worker, peers: Peers) -> Iterator[dict[str, Peer]]:
+    with ExitStack() as stack:
+        names = ("admin", "operator", "red", "blue", "viewer", "stranger", "uid0", "nameless")
+        yield {name: stack.enter_context(peers.connect(worker.address, name)) for name in names}
+
+
+def last_audit(worker: Worker, **fields: str) -> dict[str, Any]:
+    lines = [line for line in worker.log_events("audit") if all(line[key] == fields[key] for key in fields)]
+    assert lines, f"no line of the audit has {fields}"
+    return lines[-1]
+
+
+# Who gets in
+
+
+@pytest.mark.parametrize("name", ["", "expired", "foreign", "revoked", "server-as-client"])
+def test_no_connection_with_a_bad_certificate(worker: Worker, peers: Peers, name: str) -> None:
+    with peers.connect(worker.address, name) as peer:
+        assert peer.call("GetWorker").name == "UNAVAILABLE"
+
+
+def test_no_connection_in_plain(worker: Worker, peers: Peers) -> None:
+    import grpc
+
+    with grpc.insecure_channel(worker.address) as channel:
+        assert Peer(channel, peers.messages).call("GetWorker").name == "UNAVAILABLE"
+
+
+def test_no_older_tls(worker: Worker, peers: Peers) -> None:
+    import socket
+    import ssl
+
+    host, _, port = worker.address.rpartition(":")
+    context = ssl.create_default_context(cafile=peers.certs / "ca.pem")
+    context.load_cert_chain(peers.certs / "admin.pem", peers.certs / "admin.key")
+    context.set_alpn_protocols(["http/1.1", "h2"])
+    with socket.create_connection((host, int(port))) as plain, context.wrap_socket(plain, server_hostname=host) as tls:
+        assert (tls.version(), tls.selected_alpn_protocol()) == ("TLSv1.3", "h2")
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with socket.create_connection((host, int(port))) as plain, pytest.raises(ssl.SSLError):
+        context.wrap_socket(plain, server_hostname=host)
+
+
+@pytest.mark.parametrize("name", ["stranger", "uid0", "nameless"])
+@pytest.mark.parametrize("rpc", sorted(RPCS))
+def test_a_name_without_a_role_may_do_nothing(worker: Worker, clients: dict[str, Peer], name: str, rpc: str) -> None:
+    identity = {"stranger": "dns:stranger", "uid0": "cn:uid:0", "nameless": "nameless"}[name]
+    answer = clients[name].call(rpc)
+    assert answer.name == "PERMISSION_DENIED"
+    assert answer.details == f"{identity} has no role on this worker (its [access] section gives roles)"
+    line = last_audit(worker, identity=identity, rpc=rpc)
+    assert (line["decision"], line["role"], line["rule"], line["level"]) == (
+        "denied", "none", f"role none: {rpc} denied", "warning",
+    )  # fmt: skip
+    assert line["peer"].startswith("127.0.0.1:")
+
+
+# Each role against each RPC
+
+
+def prepared(rpc: str, owner: Peer) -> dict[str, Any]:
+    """What to ask with, such that it must work for who may."""
+    match rpc:
+        case "StartJob":
+            return {"command": "true"}
+        case "DeleteJob" | "WaitJob" | "StreamJob" | "QueryJob":
+            job_id = owner.start("true")
+            owner.wait(job_id)
+            return {"jobID": job_id}
+        case "SignalJob":
+            return {"jobID": owner.start(*programs.SLEEP), "signal": "TERM"}
+        case "StopJob" | "PauseJob":
+            return {"jobID": owner.start(*programs.SLEEP)}
+        case "ResumeJob":
+            job_id = owner.start(*programs.SLEEP)
+            owner.ok("PauseJob", jobID=job_id)
+            return {"jobID": job_id}
+        case "PruneJobs":
+            return {"max_count": 1_000_000}
+    return {}
+
+
+@pytest.mark.parametrize("role", list(ROLE_OF))
+@pytest.mark.parametrize("rpc", sorted(RPCS))
+def test_each_role_against_each_rpc(worker: Worker, clients: dict[str, Peer], rpc: str, role: str) -> None:
+    verdict = RPCS[rpc].verdict(ROLE_OF[role])
+    if rpc == "ShutdownWorker" and verdict is not Verdict.DENIED:
+        pytest.skip("it ends the worker: test_only_an_admin_ends_the_worker")
+    fields = prepared(rpc, clients["red"])
+    if rpc == "WatchJobs":
+        stream = clients[role].stream("WatchJobs", from_sequence=1)
+        if verdict is Verdict.DENIED:
+            pytest.fail("every role may watch")
+        clients["red"].start("true")
+        assert next(stream).sequence >= 1
+        stream.cancel()
+        return
+    answer = clients[role].call(rpc, **fields)
+    if verdict is Verdict.DENIED:
+        assert answer.name == "PERMISSION_DENIED"
+        label = ROLE_OF[role].label
+        assert answer.details == f"{rpc} is not for role {label}, which dns:{role} has"
+    else:
+        assert answer.name == "OK", answer
+    if RPCS[rpc].mutates:
+        line = last_audit(worker, identity=f"dns:{role}", rpc=rpc)
+        assert line["decision"] == ("denied" if verdict is Verdict.DENIED else "allowed")
+        started = answer.message.jobID if rpc == "StartJob" and answer.message else ""
+        assert line["job_id"] == fields.get("jobID", started)
+
+
+def test_looking_is_not_audited(worker: Worker, clients: dict[str, Peer]) -> None:
+    before = len(worker.log_events("audit"))
+    clients["viewer"].ok("ListJobs")
+    clients["viewer"].ok("GetWorker")
+    assert len(worker.log_events("audit")) == before
+
+
+# Ownership
+
+BY_JOB = sorted(name for name, rpc in RPCS.items() if rpc.scope is Scope.JOB)
+EXTRA: dict[str, dict[str, Any]] = {
+    "SignalJob": {"signal": "KILL"},
+    "StopJob": {"wait": True},
+    "StreamJob": {"follow": True},
+}
+
+
+@pytest.mark.parametrize("state", ["running", "finished"])
+@pytest.mark.parametrize("rpc", BY_JOB)
+def test_another_submitters_job_is_not_there(worker: Worker, clients: dict[str, Peer], rpc: str, state: str) -> None:
+    red, blue = clients["red"], clients["blue"]
+    job_id = red.start(*(programs.SLEEP if state == "running" else programs.TRUE))
+    if state == "finished":
+        red.wait(job_id)
+    extra = EXTRA.get(rpc, {})
+    missing = blue.call(rpc, jobID=NO_JOB, **extra)
+    assert missing == Answer(missing.code, "job not found")
+    assert missing.name == "NOT_FOUND"
+    assert blue.call(rpc, jobID=job_id, **extra) == missing
+    # And nothing happened to it.
+    job = red.ok("QueryJob", jobID=job_id).job
+    assert (job.state, job.paused) == (3 if state == "running" else 5, False)
+    lines = [line for line in worker.log_events("audit") if line["identity"] == "dns:blue" and line["rpc"] == rpc]
+    assert [(line["job_id"], line["decision"], line["rule"]) for line in lines[-2:]] == [
+        (NO_JOB, "denied", "own jobs only"),
+        (job_id, "denied", "own jobs only"),
+    ]
+    assert lines[-1]["owner"] == "dns:red"
+    if state == "running":
+        red.ok("StopJob", jobID=job_id, wait=True)
+
+
+def test_a_malformed_id_is_told_as_to_everybody(clients: dict[str, Peer]) -> None:
+    for rpc in BY_JOB:
+        assert clients["blue"].call(rpc, jobID="a/b", **EXTRA.get(rpc, {})).name == "INVALID_ARGUMENT"
+
+
+def test_operators_reach_all_jobs_and_owners_their_own(clients: dict[str, Peer]) -> None:
+    job_id = clients["red"].start(*programs.SLEEP)
+    assert clients["viewer"].ok("QueryJob", jobID=job_id).job.owner == "dns:red"
+    clients["operator"].ok("PauseJob", jobID=job_id)
+    clients["red"].ok("ResumeJob", jobID=job_id)
+    clients["operator"].ok("StopJob", jobID=job_id, wait=True)
+    clients["red"].ok("DeleteJob", jobID=job_id)
+
+
+def test_lists_have_ones_own_jobs_only(clients: dict[str, Peer]) -> None:
+    labels = {"test": "lists"}
+    ids = {name: [clients[name].start("true", labels=labels) for _ in range(3)] for name in ("red", "blue", "operator")}
+    for name in ("red", "blue"):
+        pages: list[str] = []
+        token = ""
+        while True:
+            page = clients[name].ok("ListJobs", labels=labels, page_size=2, page_token=token)
+            pages += [job.job_id for job in page.jobs]
+            token = page.next_page_token
+            if not token:
+                break
+        assert sorted(pages) == sorted(ids[name])
+        assert {job.owner for job in clients[name].ok("ListJobs", page_size=1000).jobs} == {f"dns:{name}"}
+    everything = {job.job_id for job in clients["viewer"].ok("ListJobs", labels=labels).jobs}
+    assert everything == {job_id for group in ids.values() for job_id in group}
+
+
+def test_watches_show_ones_own_jobs_only(clients: dict[str, Peer]) -> None:
+    """Past and live, named and not, of jobs that are deleted too."""
+    red, blue = clients["red"], clients["blue"]
+    theirs = red.start("true")
+    red.wait(theirs)
+    red.ok("DeleteJob", jobID=theirs)
+    past, named = blue.stream("WatchJobs", from_sequence=1), blue.stream("WatchJobs", from_sequence=1, job_ids=[theirs])
+    own = blue.start("true")
+    seen = []
+    for moved in past:
+        seen.append(moved)
+        if moved.job_id == own and moved.to_state == 5:
+            break
+    mine = {job.job_id for job in blue.ok("ListJobs", page_size=1000).jobs}
+    assert {moved.job_id for moved in seen} <= mine
+    assert theirs not in {moved.job_id for moved in seen}
+    # Live: what red does in between does not come.
+    live = blue.stream("WatchJobs")
+    red.wait(red.start("true"))
+    again = blue.start("true")
+    assert next(iter(live)).job_id == again
+    # The one who asked for theirs by name has got nothing until now, and the owner gets all.
+    named.cancel()
+    owners = red.stream("WatchJobs", from_sequence=1, job_ids=[theirs])
+    assert [next(owners).to_state for _ in range(3)] == [2, 3, 5]
+    owners.cancel()
+    past.cancel()
+    live.cancel()
+    with pytest.raises(Exception, match="CANCELLED"):
+        next(named)
+
+
+def test_prune_removes_ones_own_jobs_only(clients: dict[str, Peer]) -> None:
+    red, blue = clients["red"], clients["blue"]
+    theirs, own = red.start("true"), blue.start("true")
+    red.wait(theirs)
+    blue.wait(own)
+    told = blue.ok("PruneJobs", max_count=0, dry_run=True)
+    assert own in told.job_ids
+    assert theirs not in told.job_ids
+    pruned = blue.ok("PruneJobs", max_count=0)
+    assert pruned.jobs == told.jobs
+    assert blue.call("QueryJob", jobID=own).name == "NOT_FOUND"
+    assert red.ok("QueryJob", jobID=theirs).done
+
+
+def test_somebody_elses_id_is_taken_whatever_the_spec(clients: dict[str, Peer]) -> None:
+    """The same words, whether or not the spec is the same, as for one's own id with another spec."""
+    red, blue = clients["red"], clients["blue"]
+    red.ok("StartJob", command="sleep", args=["999"], job_id="taken")
+    other = blue.call("StartJob", command="true", job_id="taken")
+    same = blue.call("StartJob", command="sleep", args=["999"], job_id="taken")
+    blue.ok("StartJob", command="true", job_id="blues")
+    own = blue.call("StartJob", command="false", job_id="blues")
+    assert other == same == own
+    assert own.name == "ALREADY_EXISTS"
+    # To everybody, admins too: the job is red's.
+    assert clients["admin"].call("StartJob", command="sleep", args=["999"], job_id="taken") == own
+    assert red.ok("StartJob", command="sleep", args=["999"], job_id="taken").existed
+    red.ok("StopJob", jobID="taken", wait=True)
+    assert blue.call("StartJob", command="sleep", args=["999"], job_id="taken") == own
+    # A job that became another one's: nothing of the former owner's rights is left.
+    red.ok("DeleteJob", jobID="taken")
+    blue.ok("StartJob", command="sleep", args=["999"], job_id="taken")
+    assert red.call("StopJob", jobID="taken").name == "NOT_FOUND"
+    blue.ok("StopJob", jobID="taken", wait=True)
+
+
+def test_a_submitter_counts_its_own_jobs(clients: dict[str, Peer]) -> None:
+    job_id = clients["red"].start(*programs.SLEEP)
+    assert clients["red"].ok("GetWorker").running >= 1
+    assert clients["blue"].ok("GetWorker").running == 0
+    assert clients["viewer"].ok("GetWorker").running >= 1
+    clients["red"].ok("StopJob", jobID=job_id, wait=True)
+
+
+# Secrets
+
+
+def test_secrets_show_to_nobody_and_the_environment_to_owner_and_admin(
+    worker: Worker, clients: dict[str, Peer]
+) -> None:
+    env = {"PLAIN": "value-of-plain", "DB_PASSWORD": SECRET}
+    argv = ("sh", "-c", "echo $DB_PASSWORD $PLAIN", "sh", f"--token={SECRET}")
+    job_id = clients["red"].start(*argv, env=env, labels={"api_key": SECRET, "secrets": "test"})
+    for name, sees in {"red": True, "admin": True, "operator": False, "viewer": False}.items():
+        client = clients[name]
+        listed = next(job for job in client.ok("ListJobs", labels={"secrets": "test"}).jobs)
+        for job in (client.wait(job_id), client.ok("QueryJob", jobID=job_id).job, listed):
+            expected = {"PLAIN": "value-of-plain" if sees else MASK, "DB_PASSWORD": MASK}
+            assert (dict(job.spec.env), dict(job.spec.labels)) == (expected, {"api_key": MASK, "secrets": MASK})
+            assert SECRET not in str(job)
+    # The job itself had them.
+    assert worker.output(job_id) == f"{SECRET} value-of-plain\n".encode()
+    failed = clients["red"].call("StartJob", command=f"/no/such/TOKEN={SECRET}")
+    assert failed.name == "FAILED_PRECONDITION"
+    assert SECRET not in failed.details
+    for file in (worker.log_path, worker.path / "supervisor.log"):
+        assert SECRET not in file.read_text()
+
+
+# The audit, and who may end it all
+
+
+def test_a_line_of_the_audit(worker: Worker, clients: dict[str, Peer]) -> None:
+    job_id = clients["red"].start("true")
+    line = last_audit(worker, rpc="StartJob", job_id=job_id)
+    assert line.pop("timestamp")
+    assert line.pop("peer").startswith("127.0.0.1:")
+    assert line == {
+        "event": "audit",
+        "level": "info",
+        "identity": "dns:red",
+        "role": "submitter",
+        "rpc": "StartJob",
+        "job_id": job_id,
+        "decision": "allowed",
+        "rule": "default: everything is allowed",
+    }
+    assert clients["red"].call("StartJob").name == "INVALID_ARGUMENT"
+    failed = last_audit(worker, rpc="StartJob", decision="failed")
+    assert (failed["identity"], failed["rule"], failed["job_id"]) == ("dns:red", "INVALID_ARGUMENT", "")
+
+
+def test_only_an_admin_ends_the_worker(tmp_path: Path, peers: Peers) -> None:
+    with Worker(tmp_path, **tls_keys(peers.certs)) as worker, ExitStack() as stack:
+        for name in ("operator", "red", "viewer"):
+            peer = stack.enter_context(peers.connect(worker.address, name))
+            assert peer.call("ShutdownWorker", stop_jobs=True).name == "PERMISSION_DENIED"
+        admin = stack.enter_context(peers.connect(worker.address, "admin"))
+        admin.ok("ShutdownWorker")
+        assert worker.process is not None
+        assert worker.process.wait(PATIENCE_S) == 0
+
+
+# The policy, end to end
+
+
+def test_the_policy_of_a_role(tmp_path: Path, peers: Peers) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "ok.sh").write_text("echo inside $1\n")
+    (tmp_path / "evil.sh").write_text("echo outside\n")
+    rules = f"{{ allow_commands = ['/bin/sh'], script_roots = ['{root}'], max = {{ timeout_s = 60 }} }}"
+    with (
+        Worker(tmp_path, POLICY_SUBMITTER=rules, JOBS_TIMEOUT_S="60", **tls_keys(peers.certs)) as worker,
+        peers.connect(worker.address, "red") as red,
+        peers.connect(worker.address, "operator") as operator,
+    ):
+        job_id = red.ok("StartJob", command="sh", path=str(root / "ok.sh"), args=["x"]).jobID
+        assert red.wait(job_id).outcome == 1
+        assert worker.output(job_id) == b"inside x\n"
+        line = last_audit(worker, job_id=job_id)
+        assert line["rule"] == f'policy.submitter.allow_commands: "/bin/sh", policy.submitter.script_roots: "{root}"'
+        for fields, rule in {
+            ("sh", str(tmp_path / "evil.sh"), 0): "policy.submitter.script_roots",
+            ("sh", f"{root}/../evil.sh", 0): "policy.submitter.script_roots",
+            ("sh", "-c", 0): "policy.submitter.script_roots",
+            ("bash", str(root / "ok.sh"), 0): "policy.submitter.allow_commands",
+            ("sh", str(root / "ok.sh"), 61): "policy.submitter.max.timeout_s: 60",
+        }.items():
+            command, path, timeout_s = fields
+            timeout: dict[str, Any] = {"timeout": {"seconds": timeout_s}} if timeout_s else {}
+            answer = red.call("StartJob", command=command, path=path, **timeout)
+            assert answer.name == "PERMISSION_DENIED"
+            assert answer.details.endswith(f"({rule})"), answer
+            denied = last_audit(worker, decision="denied", identity="dns:red")
+            assert (denied["rule"], len(denied["job_id"])) == (rule, 36)
+        # The rules are for submitters.
+        assert operator.wait(operator.start("sh", str(tmp_path / "evil.sh"))).outcome == 1
+        missing = red.call("StartJob", command="sh", path=str(root / "gone.sh"))
+        assert missing.name == "FAILED_PRECONDITION"
+        assert missing.details == f"path: {root / 'gone.sh'} no such file or directory"
+
+
+def test_a_script_that_is_swapped_while_its_job_waits_is_not_run(tmp_path: Path, peers: Peers) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    script = root / "x.sh"
+    script.write_text("echo inside\n")
+    keys = {**tls_keys(peers.certs), "JOBS_SLOTS": "1", "POLICY_SUBMITTER": f"{{ script_roots = ['{root}'] }}"}
+    with (
+        Worker(tmp_path, **keys) as worker,
+        peers.connect(worker.address, "red") as red,
+        peers.connect(worker.address, "operator") as operator,
+    ):
+        first = operator.start(*programs.SLEEP)
+        queued = red.ok("StartJob", command="sh", path=str(script)).jobID
+        (tmp_path / "evil.sh").write_text("echo outside\n")
+        (tmp_path / "evil.sh").rename(script)
+        operator.ok("StopJob", jobID=first, wait=True)
+        job = red.wait(queued)
+        assert job.outcome == 7
+        assert "was changed or replaced after the worker's policy allowed it" in job.error_text
+
+
+# Certificates that change
+
+
+def test_certificates_are_read_again_and_streams_live_on(tmp_path: Path, peers: Peers) -> None:
+    import signal
+    import ssl
+
+    certs = make_certs(tmp_path / "certs")
+    own = Peers(certs, tmp_path)
+    with Worker(tmp_path, **tls_keys(certs)) as worker, own.connect(worker.address, "red") as red:
+
+        def served() -> int:
+            import socket
+
+            host, _, port = worker.address.rpartition(":")
+            context = ssl.create_default_context(cafile=certs / "ca.pem")
+            context.load_cert_chain(certs / "red.pem", certs / "red.key")
+            with (
+                socket.create_connection((host, int(port))) as plain,
+                context.wrap_socket(plain, server_hostname=host) as tls,
+            ):
+                return x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"").serial_number
+
+        go = tmp_path / "go"
+        job_id = red.start(*programs.until_exists(go))
+        stream = red.stream("StreamJob", jobID=job_id, follow=True)
+        first = served()
+        authority = Authority(_pair(certs, "ca"))
+
+        # New files: they are noticed by themselves, both of them.
+        fresh = authority.issue("localhost", [x509.DNSName("localhost"), x509.IPAddress(_loopback())], is_server=True)
+        fresh.write(tmp_path, "new")
+        (tmp_path / "new.key").rename(certs / "server.key")
+        (tmp_path / "new.pem").rename(certs / "server.pem")
+        worker.wait_log("tls.reloaded")
+        assert served() == fresh.certificate.serial_number != first
+
+        # A broken one is told of, and the one before stays.
+        (certs / "server.pem").write_text("nonsense")
+        told = worker.wait_log("tls.not_reloaded")
+        assert told["level"] == "error"
+        assert "grpc_server.crt_file" in told["reason"]
+        assert served() == fresh.certificate.serial_number
+
+        # On SIGHUP too; it is still no good.
+        count = len(worker.log_events("tls.not_reloaded"))
+        assert worker.process is not None
+        worker.process.send_signal(signal.SIGHUP)
+        worker.wait_log("tls.not_reloaded", count + 1)
+        (certs / "server.pem").unlink()
+        (certs / "server.key").unlink()
+        make_directory(certs, hosts=["localhost", "127.0.0.1"], clients=[])
+        worker.wait_log("tls.reloaded", 2)
+        assert served() not in (first, fresh.certificate.serial_number)
+
+        # Revoked from now on; who is connected stays so.
+        make_directory(certs, hosts=["localhost"], clients=[], revoke=["blue"])
+        worker.wait_log("tls.reloaded", 3)
+        with own.connect(worker.address, "blue") as blue, own.connect(worker.address, "revoked") as revoked:
+            assert blue.call("GetWorker").name == revoked.call("GetWorker").name == "UNAVAILABLE"
+        go.touch()
+        assert list(stream) == []
+        assert red.wait(job_id).outcome == 1
+
+
+def _loopback() -> Any:
+    import ipaddress
+
+    return ipaddress.ip_address("127.0.0.1")

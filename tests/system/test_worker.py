@@ -1,0 +1,383 @@
+"""The worker as its users run it: many jobs, its log, how it leaves, and what it says when it cannot start."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import programs
+from tests.support.fake_scheduler import FakeScheduler
+from tests.support.programs import cpu_ticks, is_alive, rss_bytes
+from tests.support.waiting import eventually, eventually_sync
+from tests.support.workers import PATIENCE_S, Worker, until
+from worker_svc import JobState, Outcome, Unavailable, WorkerClient, frames
+from worker_svc.job import JobSpec, Transition
+from worker_svc.job import JobState as State
+from worker_svc.supervisor.connections import listen
+from worker_svc.supervisor.store import JobStore
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Worker]:
+    with Worker(tmp_path) as running:
+        yield running
+
+
+def assert_logged_exactly_once(worker: Worker) -> None:
+    """Every transition of the store is a line of the log, in order."""
+    events = worker.events()
+    eventually_sync(
+        lambda: len(worker.log_events("job.transition")) >= len(events), PATIENCE_S, "transitions are not in the log"
+    )
+    lines = worker.log_events("job.transition")
+    assert [line["sequence"] for line in lines] == list(range(1, len(events) + 1))
+    for line, event in zip(lines, events, strict=True):
+        assert (line["job_id"], line["from_state"], line["to_state"], line["at_ns"]) == (
+            event.job_id, event.from_state.name, event.to_state.name, event.at_ns,
+        )  # fmt: skip
+        assert line.get("exit_code") == event.exit_code
+        assert line.get("pid", 0) == event.pid
+
+
+MIX: list[tuple[list[str], int, int | None, str]] = [
+    (programs.TRUE, Outcome.SUCCEEDED, 0, ""),
+    (programs.exits(3), Outcome.FAILED, 3, ""),
+    (programs.exits(255), Outcome.FAILED, 255, ""),
+    (programs.kills_self(signal.SIGKILL), Outcome.SIGNALED, None, "SIGKILL"),
+    (programs.kills_self(signal.SIGTERM), Outcome.SIGNALED, None, "SIGTERM"),
+    (programs.sleeps(0.05), Outcome.SUCCEEDED, 0, ""),
+    (programs.LEAVES_CHILD, Outcome.FAILED, 3, ""),
+]
+
+
+async def test_two_hundred_jobs_in_twenty_slots(tmp_path: Path) -> None:
+    with Worker(tmp_path, JOBS_SLOTS="20") as worker:
+        async with worker.client() as client:
+
+            async def run(number: int) -> None:
+                argv, outcome, exit_code, name = MIX[number % len(MIX)]
+                started = await client.start(argv[0], args=argv[1:], labels={"number": str(number)})
+                assert started.state in (JobState.RUNNING, JobState.QUEUED)
+                job = await client.wait(started.job_id, PATIENCE_S)
+                assert (job.outcome, job.exit_code, job.signal) == (outcome, exit_code, name), argv
+
+            async with asyncio.timeout(50):
+                await asyncio.gather(*(run(number) for number in range(200)))
+            told = await client.worker()
+            assert (told.running, told.queued) == (0, 0)
+        running = 0
+        for event in worker.events():
+            running += (event.to_state is State.STARTING) - (event.to_state is State.FINISHED)
+            assert running <= 20
+        assert running == 0
+        assert_logged_exactly_once(worker)
+        assert programs.children_of(worker.supervisor_pid()) == []
+
+
+async def test_secrets_are_in_no_log(worker: Worker) -> None:
+    secret = "hunter2-hunter2"
+    async with worker.client() as client:
+        argv = programs.exits(1)
+        started = await client.start(argv[0], args=argv[1:], env={"PASSWORD": secret}, stdin=secret.encode())
+        await client.wait(started.job_id, PATIENCE_S)
+        with contextlib.suppress(Exception):
+            await client.start("no-such-command", env={"PASSWORD": secret}, stdin=secret.encode())
+        with contextlib.suppress(Exception):
+            await client.start("true", env={"PASSWORD": f"{secret}\0"})
+    worker.restart()
+    worker.terminate()
+    written = [worker.log_path, worker.path / frames.SUPERVISOR_LOG_NAME, worker.tmp_path / "worker.out"]
+    for path in written:
+        assert secret not in path.read_text(), path
+
+
+async def test_the_environment_passed_on(tmp_path: Path) -> None:
+    worker = Worker(tmp_path)
+    worker.environment = {"HOME": "/home/somebody", "LANG": "C.UTF-8", "SECRET": "not for jobs", "PYTHONWARNINGS": ""}
+    with worker:
+        async with worker.client() as client:
+            started = await client.start("env", env={"MINE": "1"})
+            await client.wait(started.job_id, PATIENCE_S)
+        lines = set(worker.output(started.job_id).decode().splitlines())
+        assert {"HOME=/home/somebody", "LANG=C.UTF-8", "MINE=1", f"WORKER_JOB_ID={started.job_id}"} <= lines
+        names = {line.partition("=")[0] for line in lines}
+        assert names == {"PATH", "HOME", "LANG", "MINE", "WORKER_JOB_ID", "WORKER_STATE_ID"}
+
+
+async def test_an_environment_that_is_not_utf_8(tmp_path: Path) -> None:
+    worker = Worker(tmp_path)
+    worker.environment = {"HOME": os.fsdecode(b"/home/caf\xe9"), "LANG": "C.UTF-8"}
+    with worker:
+        async with worker.client() as client:
+            started = await client.start("env")
+            await client.wait(started.job_id, PATIENCE_S)
+        assert b"HOME=/home/caf\xe9\n" in worker.output(started.job_id)
+
+
+async def test_a_long_state_directory(tmp_path: Path) -> None:
+    folder = tmp_path
+    while len(str(folder)) < 200:
+        folder /= "a-rather-long-name"
+    with Worker(tmp_path, state_dir=folder) as worker:
+        async with worker.client() as client:
+            started = await client.start("true")
+            assert (await client.wait(started.job_id, PATIENCE_S)).outcome == Outcome.SUCCEEDED
+
+
+async def test_on_a_unix_socket(tmp_path: Path) -> None:
+    with Worker(tmp_path, GRPC_SERVER_ADDR=f"unix:{tmp_path}/w.sock") as worker:
+        async with worker.client() as client:
+            started = await client.start("true")
+            assert (await client.wait(started.job_id, PATIENCE_S)).outcome == Outcome.SUCCEEDED
+        assert worker.terminate() == 0
+        assert not (tmp_path / "w.sock").exists()
+
+
+# Leaving
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+async def test_it_leaves_and_jobs_run_on(worker: Worker, number: signal.Signals, tmp_path: Path) -> None:
+    async with worker.client() as client:
+        argv = programs.until_exists(tmp_path / "go", 3)
+        started = await client.start(argv[0], args=argv[1:])
+        pid = (await client.job(started.job_id)).pid
+        assert [job.job_id async for job in client.list()] == [started.job_id]
+    assert worker.process is not None
+    worker.process.send_signal(number)
+    assert worker.process.wait(PATIENCE_S) == 0, worker.tail()
+    assert [line["event"] for line in worker.log_events()][-3:] == [
+        "worker.asked_to_leave",
+        "worker.draining",
+        "worker.left",
+    ]
+    assert (worker.tmp_path / "worker.out").read_text() == ""
+    assert is_alive(pid)
+    assert is_alive(worker.supervisor_pid())
+    (tmp_path / "go").touch()
+    assert worker.wait_finished(started.job_id).exit_code == 3
+
+
+async def test_calls_that_wait_are_told_to_come_back(worker: Worker) -> None:
+    async with worker.client() as client:
+        started = await client.start("sh", args=["-c", "echo ready; exec sleep 999"])
+        job_id = started.job_id
+        got: set[str] = set()
+
+        async def follow(name: str, stream: Any) -> None:
+            async for _ in stream:
+                got.add(name)
+
+        calls = [
+            asyncio.create_task(follow("watch", client.watch(1))),
+            asyncio.create_task(follow("output", client.output(job_id, follow=True))),
+            asyncio.create_task(client.wait(job_id)),
+            asyncio.create_task(client.wait(job_id, 600.0)),
+            asyncio.create_task(client.stop(job_id, signal="CONT", grace_s=600, wait=True)),
+        ]
+        await eventually(lambda: got == {"watch", "output"}, PATIENCE_S)
+        await eventually(lambda: worker.record(job_id).state is State.STOPPING, PATIENCE_S)
+        asked = time.monotonic()
+        status = await asyncio.to_thread(worker.terminate)
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(result) for result in results] == [Unavailable] * 5, results
+        assert all("shutting down" in str(result) for result in results), results
+        assert status == 0
+        assert time.monotonic() - asked < 5.0  # it did not wait for the grace of 10 s
+        with pytest.raises(Unavailable):
+            await client.job(job_id)
+    assert is_alive(worker.record(job_id).pid)
+
+
+async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    """Here it would otherwise wait for a scheduler that does not answer."""
+    async with FakeScheduler() as scheduler:
+        worker = Worker(tmp_path, SCHEDULER_ADDR=scheduler.address)
+        try:
+            await asyncio.to_thread(worker.start)
+            await scheduler.wait_for(lambda: scheduler.registered, PATIENCE_S)
+            scheduler.hang_next()
+            assert worker.process is not None
+            worker.process.terminate()
+            await scheduler.wait_for(lambda: scheduler.hanging, PATIENCE_S)
+            worker.process.terminate()
+            status = await asyncio.to_thread(worker.process.wait, PATIENCE_S)
+            assert status == 128 + signal.SIGTERM
+            assert worker.log_events()[-1]["event"] == "worker.ended_at_once"
+        finally:
+            scheduler.release()
+            await asyncio.to_thread(worker.__exit__, None, None, None)
+
+
+def test_a_signal_as_soon_as_it_serves(tmp_path: Path) -> None:
+    """Whoever reads that it serves can ask it to leave, and it leaves in order."""
+    with Worker(tmp_path) as worker:
+        for _ in range(3):
+            assert worker.terminate() == 0, worker.tail()
+            worker.start()
+
+
+async def test_the_scheduler_sees_it_come_and_go(tmp_path: Path) -> None:
+    async with FakeScheduler() as scheduler:
+        worker = Worker(tmp_path, SCHEDULER_ADDR=scheduler.address, SCHEDULER_BACKOFF_INITIAL_S="0.05")
+        try:
+            await asyncio.to_thread(worker.start)
+            await scheduler.wait_for(lambda: len(scheduler.registered) == 1, PATIENCE_S)
+            assert scheduler.registered[0].address == worker.address
+            async with worker.client() as client:
+                told = await client.worker()
+                assert told.scheduler_worker_id == scheduler.registered[0].worker_id
+                await scheduler.restart()
+                await scheduler.wait_for(lambda: len(scheduler.registered) == 2, PATIENCE_S)
+                await until(lambda: _is_registered(client, scheduler.registered[1].worker_id))
+            assert await asyncio.to_thread(worker.terminate) == 0
+            (left,) = scheduler.deregister_calls
+            assert left.worker_id == scheduler.registered[1].worker_id
+            assert [line["event"] for line in worker.log_events() if line["event"].startswith("scheduler.")] == [
+                "scheduler.registered", "scheduler.lost", "scheduler.registered", "scheduler.deregistered",
+            ] or worker.log_events("scheduler.unreachable")  # fmt: skip
+        finally:
+            await asyncio.to_thread(worker.__exit__, None, None, None)
+
+
+async def _is_registered(client: WorkerClient, worker_id: str) -> bool:
+    return (await client.worker()).scheduler_worker_id == worker_id
+
+
+async def test_without_its_scheduler_it_serves_all_the_same(tmp_path: Path) -> None:
+    with socket.socket() as taken:  # bound, not listening: refused
+        taken.bind(("127.0.0.1", 0))
+        with Worker(tmp_path, SCHEDULER_ADDR=f"127.0.0.1:{taken.getsockname()[1]}") as worker:
+            async with worker.client() as client:
+                assert (await client.start("true")).state == JobState.RUNNING
+            worker.wait_log("scheduler.unreachable")
+            assert worker.terminate() == 0
+
+
+# When it cannot start
+
+
+def failure_of(worker: Worker) -> str:
+    """What one more of it says; it ends with status 1 and without a traceback."""
+    process = worker.spawn()
+    assert process.wait(PATIENCE_S) == 1
+    printed = (worker.tmp_path / "worker.out").read_text()
+    assert "Traceback" not in printed
+    reason: str = worker.wait_log("worker.failed")["reason"]
+    assert "\n" not in reason
+    return reason
+
+
+def test_one_worker_a_directory(worker: Worker, tmp_path: Path) -> None:
+    reason = failure_of(Worker(tmp_path, log="second.log"))
+    assert reason.startswith(f"state.dir: {worker.path} ")
+    assert str(worker.pid) in reason
+    assert is_alive(worker.pid)
+
+
+def test_a_port_in_use(worker: Worker, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = Worker(tmp_path / "other", GRPC_SERVER_ADDR=worker.address)
+    try:
+        reason = failure_of(other)
+    finally:
+        other.__exit__(None, None, None)
+    assert reason.startswith("grpc_server.addr: ")
+    assert worker.address.rpartition(":")[2] in reason
+    assert "in use" in reason
+
+
+def test_a_state_directory_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    reason = failure_of(Worker(tmp_path, state_dir=tmp_path / "file" / "state"))
+    assert reason.startswith(f"state.dir: {tmp_path}/file/state")
+
+
+def test_a_store_it_cannot_use(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "jobs.sqlite3").write_bytes(b"no database" * 1000)
+    reason = failure_of(Worker(tmp_path))
+    assert f"{tmp_path}/state/jobs.sqlite3" in reason
+
+
+# What it costs
+
+
+def test_idle_it_costs_next_to_nothing(worker: Worker) -> None:
+    pids = (worker.pid, worker.supervisor_pid())
+    eventually_sync(lambda: worker.log_events("worker.serving"))
+    before = [cpu_ticks(pid) for pid in pids]
+    time.sleep(1.0)
+    used = [cpu_ticks(pid) - ticks for pid, ticks in zip(pids, before, strict=True)]
+    sizes = [rss_bytes(pid) for pid in pids]
+    print(f"idle for 1 s: {used} ticks; worker {sizes[0] / 1e6:.1f} MB, supervisor {sizes[1] / 1e6:.1f} MB")
+    assert max(used) <= 2
+    assert sizes[1] < 20_000_000
+
+
+# A supervisor of our own
+
+
+class PlainSupervisor:
+    """Answers hello, with a doorbell right behind it, and status."""
+
+    def __init__(self, state_dir: Path, sequences: tuple[int, int]) -> None:
+        self._listener = listen(str(state_dir))
+        self._listener.setblocking(True)
+        self._sequences = sequences
+        self._connected: socket.socket | None = None
+        self._store_id = "0123456789abcdef"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        self._connected, _ = self._listener.accept()
+        decoder = frames.Decoder()
+        while received := self._connected.recv(65536):
+            for frame in decoder.feed(received):
+                self._connected.sendall(self._answer(frame.header))
+
+    def _answer(self, header: dict[str, Any]) -> bytes:
+        said, rung = self._sequences
+        if header["op"] == "hello":
+            ok: dict[str, Any] = {"protocol": frames.PROTOCOL_VERSION, "pid": os.getpid(), "started_ns": time.time_ns()}
+            ok |= {"state_id": self._store_id, "seq": said}
+            return frames.encode({"r": header["r"], "ok": ok}) + frames.encode({"seq": rung})
+        ok = {"running": 0, "queued": 0, "seq": rung, "started_ns": 0, "pid": os.getpid(), "containment": "x"}
+        return frames.encode({"r": header["r"], "ok": {**ok, "can_drop_head": True}})
+
+    def close(self) -> None:
+        if self._connected is not None:
+            self._connected.shutdown(socket.SHUT_RDWR)
+            self._connected.close()
+        self._listener.close()
+
+
+def test_a_doorbell_right_behind_the_hello(tmp_path: Path) -> None:
+    """What happens while the worker starts is not left unread until something else happens."""
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    store = JobStore(str(state))
+    store.begin()
+    ordinal = store.add_job("j", JobSpec("true"), "", 1, b"")
+    for _ in range(3):
+        store.add_transition(ordinal, Transition(0, "j", 5, State.NEW, State.QUEUED), {})
+    store.commit()
+    supervisor = PlainSupervisor(state, (1, 3))
+    worker = Worker(tmp_path)
+    try:
+        worker.start()
+        worker.wait_log("job.transition", 3)
+    finally:
+        worker.kill()
+        supervisor.close()
+        store.close()
