@@ -6,23 +6,20 @@ Runs wherever Python does: nothing here, or imported here, is specific to Linux.
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from dataclasses import fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from ssl import SSLContext
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from betterproto import Message
 from grpclib.client import Channel
 from grpclib.config import Configuration
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
+from worker_svc.client.fields import count, duration, field_at_fault, member, reason
 from worker_svc.config.address import Address
-from worker_svc.job import DeadlineExceeded, InvalidArgument, Unavailable, check_duration
+from worker_svc.job import DeadlineExceeded, InvalidArgument, Unavailable
 from worker_svc.pb.jobscheduler import (
     DeleteJobReq,
     GetWorkerReq,
@@ -58,7 +55,6 @@ from worker_svc.pb.jobscheduler import (
 from worker_svc.statuses import from_grpc
 
 T = TypeVar("T")
-E = TypeVar("E", JobState, LeaderExit, OutputPolicy, OutputStream)
 
 # On the wire a wait of zero means "no limit"; here it means "do not wait".
 _SHORTEST_WAIT_S: Final = 0.001
@@ -175,18 +171,18 @@ class WorkerClient:
             env=dict(env or {}),
             cwd=cwd,
             stdin=stdin,
-            timeout=_duration("timeout", timeout_s),
+            timeout=duration("timeout", timeout_s),
             stop_signal=stop_signal,
-            stop_grace=_duration("stop_grace", stop_grace_s),
+            stop_grace=duration("stop_grace", stop_grace_s),
             labels=dict(labels or {}),
             separate_stderr=separate_stderr,
             job_id=job_id,
-            output_max_bytes=_count("output_max_bytes", output_max_bytes, _UINT64_MAX),
-            output_policy=_member(OutputPolicy, "output_policy", output_policy),
+            output_max_bytes=count("output_max_bytes", output_max_bytes, _UINT64_MAX),
+            output_policy=member(OutputPolicy, "output_policy", output_policy),
             limits=limits,
             identity=identity,
             sandbox=sandbox,
-            leader_exit=_member(LeaderExit, "leader_exit", leader_exit),
+            leader_exit=member(LeaderExit, "leader_exit", leader_exit),
         )
         return await self._call(request, self._stub.start_job(request, timeout=deadline_s))
 
@@ -200,7 +196,7 @@ class WorkerClient:
         deadline_s: float | None = None,
     ) -> None:
         """Ask a job to stop; with `wait`, return when it is finished. A finished job stays as it is."""
-        request = StopJobReq(job_id=job_id, signal=signal, grace=_duration("grace", grace_s), wait=wait)
+        request = StopJobReq(job_id=job_id, signal=signal, grace=duration("grace", grace_s), wait=wait)
         await self._call(request, self._stub.stop_job(request, timeout=deadline_s))
 
     async def query(self, job_id: str, *, deadline_s: float | None = None) -> QueryJobRes:
@@ -226,12 +222,12 @@ class WorkerClient:
         `states` are of JobState; a datetime without a zone means local time.
         """
         request = ListJobsReq(
-            states=[_member(JobState, "states", state) for state in states],
+            states=[member(JobState, "states", state) for state in states],
             labels=dict(labels or {}),
             # betterproto would take a datetime without a zone for UTC.
             accepted_since=accepted_since and accepted_since.astimezone(UTC),
             accepted_before=accepted_before and accepted_before.astimezone(UTC),
-            page_size=_count("page_size", page_size, 2**31 - 1),
+            page_size=count("page_size", page_size, 2**31 - 1),
         )
         while True:
             page = await self._call(request, self._stub.list_jobs(request, timeout=deadline_s))
@@ -244,7 +240,7 @@ class WorkerClient:
     async def watch(self, from_sequence: int = 0, job_ids: Iterable[str] = ()) -> AsyncGenerator[JobTransition, None]:
         """Transitions from a sequence number on (0: only new ones, 1: all), live after catching up, without
         end."""
-        request = WatchJobsReq(from_sequence=_count("from_sequence", from_sequence, _UINT64_MAX), job_ids=[*job_ids])
+        request = WatchJobsReq(from_sequence=count("from_sequence", from_sequence, _UINT64_MAX), job_ids=[*job_ids])
         with self._errors(request):
             async with aclosing(self._stub.watch_jobs(request)) as transitions:  # type: ignore[type-var]
                 async for transition in transitions:
@@ -254,7 +250,7 @@ class WorkerClient:
         """The job when it is finished; DeadlineExceeded if it is not within `timeout_s` (0: only look)."""
         if timeout_s is not None:
             timeout_s = max(timeout_s, _SHORTEST_WAIT_S)
-        request = WaitJobReq(job_id=job_id, timeout=_duration("timeout", timeout_s))
+        request = WaitJobReq(job_id=job_id, timeout=duration("timeout", timeout_s))
         return (await self._call(request, self._stub.wait_job(request))).job
 
     async def signal(self, job_id: str, signal: str, *, deadline_s: float | None = None) -> None:
@@ -287,9 +283,9 @@ class WorkerClient:
     ) -> PruneJobsRes:
         """Remove finished jobs, oldest first, until what is given holds; with `dry_run` only tell which."""
         request = PruneJobsReq(
-            max_age=_duration("max_age", max_age_s),
-            max_count=_count("max_count", max_count, _UINT64_MAX),
-            max_bytes=_count("max_bytes", max_bytes, _UINT64_MAX),
+            max_age=duration("max_age", max_age_s),
+            max_count=count("max_count", max_count, _UINT64_MAX),
+            max_bytes=count("max_bytes", max_bytes, _UINT64_MAX),
             dry_run=dry_run,
         )
         return await self._call(request, self._stub.prune_jobs(request, timeout=deadline_s))
@@ -323,10 +319,10 @@ class WorkerClient:
         """
         request = StreamJobReq(
             job_id=job_id,
-            stream=_member(OutputStream, "stream", stream),
-            offset=_count("offset", offset, _UINT64_MAX),
-            tail_bytes=_count("tail_bytes", tail_bytes, _UINT64_MAX),
-            tail_lines=_count("tail_lines", tail_lines, _UINT64_MAX),
+            stream=member(OutputStream, "stream", stream),
+            offset=count("offset", offset, _UINT64_MAX),
+            tail_bytes=count("tail_bytes", tail_bytes, _UINT64_MAX),
+            tail_lines=count("tail_lines", tail_lines, _UINT64_MAX),
             follow=follow,
         )
         with self._errors(request):
@@ -362,12 +358,12 @@ class WorkerClient:
                 raise
             raise Unavailable(f"the connection to the worker at {self.address} was lost") from error
         except UnicodeEncodeError as error:
-            raise InvalidArgument(_field_at_fault(request), "is not valid Unicode") from error
+            raise InvalidArgument(field_at_fault(request), "is not valid Unicode") from error
         except OSError as error:
             if isinstance(error, TimeoutError) and error.errno is None:
                 _forget_cancel(cancels)
                 raise DeadlineExceeded(f"no answer from the worker at {self.address} in time") from error
-            raise Unreachable(f"no connection to a worker at {self.address}: {_reason(error)}") from error
+            raise Unreachable(f"no connection to a worker at {self.address}: {reason(error)}") from error
 
 
 def _forget_cancel(cancels_before: int) -> None:
@@ -376,62 +372,3 @@ def _forget_cancel(cancels_before: int) -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling() > cancels_before:
         task.uncancel()
-
-
-def _duration(field: str, seconds: float | None) -> timedelta | None:
-    """Checked here because betterproto encodes a negative Duration wrongly."""
-    if seconds is None:
-        return None
-    check_duration(field, seconds)
-    try:
-        return timedelta(seconds=seconds)
-    except ValueError:
-        raise InvalidArgument(field, f"must be a number of seconds, not {seconds}") from None
-
-
-def _count(field: str, number: Any, maximum: int) -> Any:
-    """Checked here because betterproto wraps what is out of range silently."""
-    if number is not None and not 0 <= number <= maximum:
-        raise InvalidArgument(field, f"must be from 0 to {maximum}, not {number}")
-    return number
-
-
-def _member(enum: type[E], field: str, number: int) -> E:
-    """The member itself: type checkers take the members of betterproto's enums for plain integers."""
-    try:
-        return enum(number)
-    except ValueError:
-        raise InvalidArgument(field, f"must be a {enum.__name__}, not {number}") from None
-
-
-def _field_at_fault(request: Any) -> str:
-    """The field with text that UTF-8 cannot carry: a lone surrogate, as Python makes of a stray byte in argv.
-    Its value stays untold, since it may be secret."""
-    for field in fields(request):
-        try:
-            "".join(_texts(getattr(request, field.name))).encode()
-        except UnicodeEncodeError:
-            return field.name
-    return "request"
-
-
-def _texts(value: Any) -> Iterable[str]:
-    match value:
-        case str():
-            return (value,)
-        case dict():
-            return (*value.keys(), *value.values())
-        case list():
-            return (text for item in value for text in _texts(item))
-        case Message():
-            # betterproto's messages are dataclasses, though mypy cannot see it.
-            names = [field.name for field in fields(value)]  # type: ignore[arg-type]
-            return (text for name in names for text in _texts(getattr(value, name)))
-    return ()
-
-
-def _reason(error: OSError) -> str:
-    # asyncio puts the address, or the failures of several addresses, in the place of the system's words.
-    if failed := re.search(r"\[Errno (\d+)\] Connect call failed", str(error)):
-        return os.strerror(int(failed[1]))
-    return error.strerror or str(error) or type(error).__name__
