@@ -24,15 +24,15 @@ START = pb.StartJobReq(command="bash", path="backup.sh", args=["-x"], job_id="jo
 
 def samples() -> dict[str, Any]:
     now = datetime(2026, 11, 24, tzinfo=UTC)
-    spec = pb.JobSpec(command="bash", path="x.sh", cwd="/tmp", timeout=timedelta(seconds=5), stop_signal="SIGTERM")
+    spec = pb.JobSpec(command="bash", path="x.sh", cwd="/srv", timeout=timedelta(seconds=5), stop_signal="SIGTERM")
     job = pb.Job(
-        job_id="j" * 36, spec=spec, state=pb.JobState.RUNNING, pid=7, accepted_at=now, started_at=now, last_sequence=9
+        job_id="j" * 36, spec=spec, state=pb.JobState(3), pid=7, accepted_at=now, started_at=now, last_sequence=9
     )
     return {
         "StartJobReq, two fields": pb.StartJobReq(command="bash", path="x.sh"),
         "StartJobReq, five fields": START,
         "StartJobReq, 20 variables": pb.StartJobReq(command="bash", env={f"NAME_{n}": "value" for n in range(20)}),
-        "StartJobRes": pb.StartJobRes(job_id="j" * 36, state=pb.JobState.RUNNING),
+        "StartJobRes": pb.StartJobRes(job_id="j" * 36, state=pb.JobState(3)),
         "QueryJobRes": pb.QueryJobRes(job=job),
         "JobTransition": pb.JobTransition(sequence=5, job_id="j" * 36, at=now, pid=99),
         "OutputChunk, 64 KiB": pb.OutputChunk(offset=1, data=b"x" * 65536),
@@ -73,7 +73,7 @@ def measure_messages(seconds: float) -> None:
 
 class Service(pb.WorkerBase):
     async def start_job(self, message: pb.StartJobReq) -> pb.StartJobRes:
-        return pb.StartJobRes(job_id=message.job_id, state=pb.JobState.RUNNING)
+        return pb.StartJobRes(job_id=message.job_id, state=pb.JobState(3))
 
     async def drain(self, grace_s: float) -> None:
         return None

@@ -162,3 +162,31 @@ def assert_whole(copy: Path, answered: list[str]) -> None:
         assert with_input == early, "standard input is kept until the process has it, and no longer"
     db.close()
     assert set(answered) <= rows.keys()
+
+
+def test_on_disk_before_the_process_exists_and_before_the_answer(tmp_path: Path) -> None:
+    """In the order of system calls: fdatasync of the log, the process, fdatasync again, the answer."""
+    strace = shutil.which("strace")
+    if not strace:
+        pytest.skip("there is no strace")
+    trace = tmp_path / "trace"
+    supervisor = SupervisorProcess(tmp_path / "state")
+    # -D: the supervisor keeps its pid, strace is its grandchild.
+    calls = "trace=fdatasync,clone3,sendto"
+    supervisor.run_as = [strace, "-D", "-f", "-qq", "-e", calls, "-o", str(trace), "-s", "200"]
+    with supervisor:
+        if supervisor.client.ask("status")["spawner"] != "native":
+            pytest.skip("only the native spawner's way is known by its system call")
+        supervisor.run("j", programs.TRUE)
+        supervisor.wait_finished("j")
+    kinds = [
+        kind
+        for line in trace.read_text().splitlines()
+        for kind, sign in (
+            ("synced", "fdatasync("), ("process", "CLONE_PIDFD"), ("answer", r'"ok\":{\"state\"'),
+        )  # fmt: skip
+        if sign in line and "resumed" not in line
+    ]
+    at_process, at_answer = kinds.index("process"), kinds.index("answer")
+    assert kinds[at_process - 1] == "synced"
+    assert "synced" in kinds[at_process + 1 : at_answer]

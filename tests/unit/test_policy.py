@@ -179,7 +179,7 @@ def test_the_jobs_own_path_is_searched(tmp_path: Path) -> None:
 
 
 def test_scripts_below_a_root(jobs: Path) -> None:
-    rules = {"script_roots": [str(jobs)]}
+    rules: dict[str, Any] = {"script_roots": [str(jobs)]}
     for spec in (JobSpec("bash", str(jobs / "ok.sh")), JobSpec("bash", args=(str(jobs / "ok.sh"), "-x"))):
         judged = judge(spec, **rules)
         assert judged.decision == (True, f'policy.submitter.script_roots: "{jobs}"', "")

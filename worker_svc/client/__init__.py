@@ -129,10 +129,15 @@ class WorkerClient:
         traceback: TracebackType | None,
     ) -> None:
         if self._channel is not None:
+            protocol = self._channel._protocol
+            transport = None if protocol is None else getattr(protocol.connection, "_transport", None)
             self._channel.close()
             self._channel = None
-            # The transport closes in the loop's next turn, which may otherwise be none.
-            await asyncio.sleep(0)
+            if transport is not None and self._ssl is not None:
+                transport.abort()  # else TLS would wait for the worker to say goodbye too
+            # The transport closes in the loop's next turns, which may otherwise be none; that of TLS after its own.
+            for _ in range(3):
+                await asyncio.sleep(0)
 
     async def start(
         self,
