@@ -23,7 +23,7 @@ from worker_svc import __version__, startchecks
 from worker_svc.access import Doorkeeper
 from worker_svc.config import Address, Config
 from worker_svc.feed import Feed
-from worker_svc.guard import Gate
+from worker_svc.guard import Gate, HandshakeAudit
 from worker_svc.job import Identity as JobIdentity
 from worker_svc.job import JobError, LeaderExit, OutputPolicy, Transition
 from worker_svc.link import SupervisorError, SupervisorLink
@@ -158,7 +158,12 @@ class _Worker:
             Gate(doorkeeper, self._masker, self._log),
             CommandPolicy(config.policy, base_env(config.jobs)),
         )
-        server = GrpcServer(service, config.transport, identify=doorkeeper.rate_key)
+        server = GrpcServer(
+            service,
+            config.transport,
+            identify=doorkeeper.rate_key,
+            on_refused=HandshakeAudit(self._log).refused,
+        )
         try:
             address = await self._listen(server, context)
         except OSError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
@@ -27,6 +28,8 @@ from worker_svc.pb import jobscheduler as pb
 
 _DRAINING: Final = "the worker is shutting down: connect again, and go on from where you were"
 _OWN_JOBS_ONLY: Final = "own jobs only"
+_REFUSALS_BURST: Final = 100
+_REFUSALS_PER_S: Final = 1.0
 
 
 class Gate(NamedTuple):
@@ -95,6 +98,31 @@ class Call:
             rule=rule,
             **more,
         )
+
+
+class HandshakeAudit:
+    """Who did not even get in. Anybody can make such lines, so there are only so many of them."""
+
+    def __init__(self, log: FilteringBoundLogger) -> None:
+        self._log = log
+        self._left = float(_REFUSALS_BURST)
+        self._at_s = time.monotonic()
+        self._untold = 0
+
+    def refused(self, peer: str, reason: str) -> None:
+        now_s = time.monotonic()
+        self._left = min(_REFUSALS_BURST, self._left + (now_s - self._at_s) * _REFUSALS_PER_S)
+        self._at_s = now_s
+        if self._left < 1:
+            self._untold += 1
+            return
+        self._left -= 1
+        untold = {"untold": self._untold} if self._untold else {}
+        self._untold = 0
+        self._log.warning(
+            "audit", identity="", role="none", peer=peer, rpc="", job_id="", decision="denied",
+            rule=f"TLS handshake: {reason}", **untold,
+        )  # fmt: skip
 
 
 CALL: Final[ContextVar[Call]] = ContextVar("call")

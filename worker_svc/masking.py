@@ -12,7 +12,8 @@ from typing import Final
 from worker_svc.job import JobRecord, JobSpec
 
 MASK: Final = "(hidden)"
-DEFAULT_PATTERN: Final = "(?i)pass|pwd|secret|token|key|credential|auth"
+# Not KEY alone: what comes before says what it opens.
+DEFAULT_PATTERN: Final = "(?i)pass|pwd|secret|token|credential|auth|.key"
 
 # A key is what stands before the `=`, back to a blank, a quote or whatever else keys do not have. Not beyond 128
 # characters, so that no text takes long.
@@ -31,7 +32,7 @@ class Masker:
         """With the values of `KEY=VALUE` masked where the key looks like a secret's."""
         if "=" not in text or self._pattern is None:
             return text
-        return _PAIR.sub(lambda pair: f"{pair[1]}={MASK}" if self.hides(pair[1]) else pair[0], text)
+        return _PAIR.sub(lambda pair: f"{pair[1]}={MASK}" if self.hides(pair[1].lstrip("-")) else pair[0], text)
 
     def table(self, table: Mapping[str, str], *, whole: bool = False) -> dict[str, str]:
         """`whole`: not even values whose keys look harmless are shown."""
@@ -47,8 +48,9 @@ class Masker:
                 masked.append(MASK)
                 is_value = False
                 continue
-            is_value = not equals and argument.startswith("--") and self.hides(argument)
-            masked.append(f"{key}={MASK}" if equals and self.hides(key) and " " not in key else self.text(argument))
+            name = key.lstrip("-")
+            is_value = not equals and argument.startswith("--") and self.hides(name)
+            masked.append(f"{key}={MASK}" if equals and self.hides(name) and " " not in key else self.text(argument))
         return tuple(masked)
 
     def spec(self, spec: JobSpec, *, shows_env: bool) -> JobSpec:

@@ -41,7 +41,10 @@ def first_in_line() -> Iterator[None]:
 
 
 def yielding(target: Callable[..., None], *arguments: Any) -> None:
-    os.setpriority(os.PRIO_PROCESS, 0, 19)
+    # Started as `chrt -f 5 scripts/test tests/functional/test_abuse.py -s`, the rest is not disturbed by whatever else
+    # runs on the machine, and the figures are to be relied on.
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    os.setpriority(os.PRIO_PROCESS, 0, 5)
     target(*arguments)
 
 
@@ -170,8 +173,9 @@ def test_ten_thousand_connections() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     count = min(CONNECTIONS, hard - 500)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    patient: dict[str, Any] = {"connect_timeout_s": 600.0, "request_timeout_s": 600.0}
     try:
-        with GrpcHost(max_connections=count + 100) as host, RawClient(host.address) as good:
+        with GrpcHost(max_connections=count + 100, **patient) as host, RawClient(host.address) as good:
             p99_ms(good)
             quiet_ms, before = p99_ms(good), host.rss_bytes()
             context = multiprocessing.get_context("spawn")

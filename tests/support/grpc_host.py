@@ -69,6 +69,8 @@ async def _serve(limits: TransportConfig, address: Address) -> None:
             print(server.connections, flush=True)
         if name == "claimed":
             print(server._shared.receiving.claimed_bytes, flush=True)
+    server.close()
+    await server.wait_closed()
 
 
 class GrpcHost:

@@ -52,13 +52,20 @@ class Scene:
         self.chaos = Chaos(self.worker, self.address, random.Random(1))
         self._marks = tmp_path / "marks"
 
-    async def play(self, deed: Callable[[], Awaitable[None]], jobs: int = 24) -> None:
-        """Runs jobs while `deed` is done, then shuts down and judges."""
+    async def play(
+        self,
+        deed: Callable[[], Awaitable[None]],
+        before: Callable[[], Awaitable[None]] | None = None,
+        jobs: int = 24,
+    ) -> None:
+        """Runs jobs while `deed` is done, then shuts down and judges. `before`: when both run, and no job does yet."""
         keeper = asyncio.create_task(self.chaos.keep_running())
         try:
             await self.chaos.wait_healthy()
+            if before is not None:
+                await before()
             driver = Driver(self.address, random.Random(2))
-            todo = list(make_jobs(random.Random(3), jobs, self._marks))
+            todo = list(make_jobs(random.Random(3), jobs, self._marks, longest_s=1.0))
             driving = asyncio.create_task(driver.run(todo, 8))
             await deed()
             await driving
@@ -69,6 +76,9 @@ class Scene:
         problems = await shut_down(self.worker, self.address)
         verdict = judge(todo, self.worker, driver.told, driver.stop_asked_ns, self._marks)
         assert [*problems, *driver.problems, *verdict.problems] == []
+
+    async def until_tripped(self) -> None:
+        await eventually(self.chaos.points_reached, PATIENCE_S, "nobody comes to the point")
 
 
 @pytest.fixture(params=_LEVELS)
@@ -84,9 +94,8 @@ async def test_the_supervisor_dies_at(point: str, scene: Scene) -> None:
     async def trip() -> None:
         scene.chaos.arm(crashpoints.FILE_NAME, {point: 1 if point == "in-recovery" else 3})
         await scene.chaos.kill_supervisor()
-        await eventually(scene.chaos.points_reached, PATIENCE_S, f"nobody comes to {point}")
 
-    await scene.play(trip)
+    await scene.play(scene.until_tripped, trip)
     assert scene.chaos.points_reached() == [point]
 
 
@@ -94,13 +103,16 @@ async def test_the_supervisor_dies_at(point: str, scene: Scene) -> None:
 @pytest.mark.parametrize("point", WORKER_POINTS)
 async def test_the_worker_dies_at(point: str, scene: Scene) -> None:
     async def trip() -> None:
-        if point == "supervisor-started":
-            await scene.chaos.kill_supervisor()
         scene.chaos.arm(crashpoints.WORKER_FILE_NAME, {point: 1 if point == "supervisor-started" else 3})
-        await scene.chaos.kill_both() if point == "supervisor-started" else await scene.chaos.kill_worker()
-        await eventually(scene.chaos.points_reached, PATIENCE_S, f"nobody comes to {point}")
+        await scene.chaos.kill_worker()
 
-    await scene.play(trip)
+    async def end_supervisors() -> None:
+        """Until one that was started by the worker that dies then."""
+        while not scene.chaos.points_reached():
+            await scene.chaos.kill_supervisor()
+            await asyncio.sleep(0.2)
+
+    await scene.play(end_supervisors if point == "supervisor-started" else scene.until_tripped, trip)
     assert scene.chaos.points_reached() == [point]
 
 

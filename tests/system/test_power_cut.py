@@ -14,6 +14,7 @@ import random
 import shutil
 import sqlite3
 import struct
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,9 @@ from typing import Any, Final
 import pytest
 
 from tests.support import programs
-from tests.support.workers import SocketClient, SupervisorProcess, start_fields
+from tests.support.programs import status_field
+from tests.support.waiting import eventually_sync
+from tests.support.workers import PATIENCE_S, SocketClient, SupervisorProcess, start_fields
 from worker_svc.job import JobState
 from worker_svc.supervisor.store import STORE_NAME, JobStore
 
@@ -170,21 +173,27 @@ def test_on_disk_before_the_process_exists_and_before_the_answer(tmp_path: Path)
     if not strace:
         pytest.skip("there is no strace")
     trace = tmp_path / "trace"
-    supervisor = SupervisorProcess(tmp_path / "state")
-    # -D: the supervisor keeps its pid, strace is its grandchild.
-    calls = "trace=fdatasync,clone3,sendto"
-    supervisor.run_as = [strace, "-D", "-f", "-qq", "-e", calls, "-o", str(trace), "-s", "200"]
-    with supervisor:
+    with SupervisorProcess(tmp_path / "state") as supervisor:
         if supervisor.client.ask("status")["spawner"] != "native":
             pytest.skip("only the native spawner's way is known by its system call")
-        supervisor.run("j", programs.TRUE)
-        supervisor.wait_finished("j")
+        options = ["-f", "-qq", "-e", "trace=fdatasync,clone3,sendto", "-s", "200", "-o", str(trace)]
+        tracer = subprocess.Popen([strace, *options, "-p", str(supervisor.pid)], stderr=subprocess.DEVNULL)
+        try:
+            tasks = [*Path(f"/proc/{supervisor.pid}/task").iterdir()]
+            eventually_sync(lambda: all(status_field(int(task.name), "TracerPid", 10) for task in tasks), PATIENCE_S)
+            supervisor.run("j", programs.TRUE)
+            supervisor.wait_finished("j")
+        finally:
+            tracer.terminate()
+            tracer.wait()
     kinds = [
         kind
         for line in trace.read_text().splitlines()
         for kind, sign in (
-            ("synced", "fdatasync("), ("process", "CLONE_PIDFD"), ("answer", r'"ok\":{\"state\"'),
-        )  # fmt: skip
+            ("synced", "fdatasync("),
+            ("process", "CLONE_PIDFD"),
+            ("answer", r'"ok\":{\"state\"'),
+        )
         if sign in line and "resumed" not in line
     ]
     at_process, at_answer = kinds.index("process"), kinds.index("answer")

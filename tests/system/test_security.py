@@ -88,10 +88,24 @@ def last_audit(worker: Worker, **fields: str) -> dict[str, Any]:
 # Who gets in
 
 
-@pytest.mark.parametrize("name", ["", "expired", "foreign", "revoked", "server-as-client"])
+REASONS = {
+    "": "PEER_DID_NOT_RETURN_A_CERTIFICATE",
+    "expired": "certificate has expired",
+    "foreign": "unable to get local issuer certificate",
+    "revoked": "certificate revoked",
+    "server-as-client": "certificate",
+}
+
+
+@pytest.mark.parametrize("name", list(REASONS))
 def test_no_connection_with_a_bad_certificate(worker: Worker, peers: Peers, name: str) -> None:
+    before = len(worker.log_events("audit"))
     with peers.connect(worker.address, name) as peer:
         assert peer.call("GetWorker").name == "UNAVAILABLE"
+    line = worker.wait_log("audit", before + 1)
+    assert (line["decision"], line["identity"], line["peer"]) == ("denied", "", "127.0.0.1")
+    assert line["rule"].startswith("TLS handshake: ")
+    assert REASONS[name] in line["rule"]
 
 
 def test_no_connection_in_plain(worker: Worker, peers: Peers) -> None:

@@ -28,7 +28,9 @@ def test_keys_of_secrets(key: str) -> None:
         assert key in masker.text(text)
 
 
-@pytest.mark.parametrize("text", ["", "A=1", "PATH=/usr/bin:/bin x", "no key here", "= = =", "exit status 3"])
+@pytest.mark.parametrize(
+    "text", ["", "A=1", "KEY=1", "--key=2", "PATH=/usr/bin:/bin x", "no key here", "= = =", "exit status 3"]
+)
 def test_harmless_text_stays(text: str) -> None:
     assert Masker().text(text) == text
 
@@ -42,6 +44,8 @@ def test_harmless_text_stays(text: str) -> None:
         (["TOKEN=x y"], [f"TOKEN={MASK}"]),
         (["-c", "export TOKEN=x; run"], ["-c", f"export TOKEN={MASK}; run"]),
         (["--verbose", "x", "a=b"], ["--verbose", "x", "a=b"]),
+        (["--key", "2", "--key=2"], ["--key", "2", "--key=2"]),
+        (["--api-key", "2", "--ApiKey=2"], ["--api-key", MASK, f"--ApiKey={MASK}"]),
     ],
 )
 def test_arguments(arguments: list[str], masked: list[str]) -> None:
@@ -50,7 +54,7 @@ def test_arguments(arguments: list[str], masked: list[str]) -> None:
 
 def test_a_record_as_its_owner_and_as_others_see_it() -> None:
     spec = JobSpec(
-        "c", env={"PLAIN": "v", "TOKEN": SECRET}, labels={"team": "red", "key": SECRET}, args=(f"KEY={SECRET}",)
+        "c", env={"PLAIN": "v", "TOKEN": SECRET}, labels={"team": "red", "api_key": SECRET}, args=(f"SSH_KEY={SECRET}",)
     )
     record = JobRecord(1, "j", spec, JobState.FINISHED, 1, 1, reason=f"TOKEN={SECRET} is bad")
     theirs = Masker().record(record, shows_env=True)

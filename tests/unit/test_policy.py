@@ -258,6 +258,12 @@ def _removed_file(jobs: Path, evil: Path) -> JobSpec:
     return JobSpec("sh", f"/proc/self/fd/{fd}")
 
 
+def _removed_file_with_a_double(jobs: Path, evil: Path) -> JobSpec:
+    """What the kernel calls it is the name of another file."""
+    script(jobs / "gone.sh (deleted)", "inside")
+    return _removed_file(jobs, evil)
+
+
 def _hard_link_outside(jobs: Path, evil: Path) -> JobSpec:
     (evil.parent / "hard.sh").hardlink_to(jobs / "ok.sh")
     return JobSpec("sh", str(evil.parent / "hard.sh"))
@@ -289,6 +295,7 @@ ESCAPES: dict[str, Escape] = {
     "proc fd": _through_proc_fd,
     "memory": _memory_file,
     "removed": _removed_file,
+    "removed, with a double": _removed_file_with_a_double,
     "hard link": _hard_link_outside,
 }
 

@@ -44,9 +44,12 @@ class GrpcServer(Server):
         *,
         others: Sequence[IServable] = (),
         identify: Identify | None = None,
+        on_refused: Callable[[str, str], None] = lambda peer, reason: None,
     ) -> None:
+        """`on_refused`: as of Listener."""
         super().__init__([service, *others], codec=MessageCodec())
         self._service = service
+        self._on_refused = on_refused
         limits = limits or TransportConfig()
         self._limits = limits
         self._shared = Shared(
@@ -85,7 +88,12 @@ class GrpcServer(Server):
         """Returns the address it listens on, with the real port. Raises OSError."""
         sockets = await open_sockets(address)
         self._listener = Listener(
-            sockets, context, self._admission, self._make_protocol, self._limits.connect_timeout_s
+            sockets,
+            context,
+            self._admission,
+            self._make_protocol,
+            self._limits.connect_timeout_s,
+            self._on_refused,
         )
         self._listener.start()
         if address.is_unix:

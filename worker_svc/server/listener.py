@@ -39,12 +39,15 @@ class Listener:
         admission: Admission,
         make_protocol: Callable[[str], ServerProtocol],
         handshake_timeout_s: float,
+        on_refused: Callable[[str, str], None],
     ) -> None:
+        """`on_refused` gets peer and reason of each TLS handshake that a client's certificate, or none, made fail."""
         self.sockets = sockets
         self.context = context
         self._admission = admission
         self._make_protocol = make_protocol
         self._handshake_timeout_s = handshake_timeout_s
+        self._on_refused = on_refused
         self._loop = asyncio.get_running_loop()
         self._connecting: set[asyncio.Task[None]] = set()
         self._pauses: set[asyncio.TimerHandle] = set()
@@ -101,7 +104,9 @@ class Listener:
             await self._loop.connect_accepted_socket(
                 lambda: protocol, accepted, ssl=context, ssl_handshake_timeout=timeout_s
             )
-        except OSError as error:  # ssl.SSLError is one: no TLS, no certificate, or gone
+        except ssl.SSLError as error:
+            self._on_refused(peer, getattr(error, "verify_message", "") or error.reason or str(error))
+        except OSError as error:  # gone
             log.debug("handshake with %s failed: %s", peer, error)
         finally:
             if not protocol.is_made:

@@ -61,19 +61,18 @@ class CrashJob(NamedTuple):
         return self.stop_after_s is None and "timeout_s" not in self.options
 
 
-def make_jobs(rng: random.Random, count: int, marks: Path) -> Iterator[CrashJob]:
-    """All exit codes come first, then what chance brings."""
+def make_jobs(rng: random.Random, count: int, marks: Path, longest_s: float = 5.0) -> Iterator[CrashJob]:
+    """Those that end by themselves do so within `longest_s`, most of them much sooner."""
     for number in range(count):
         job_id = f"{number:04d}-{rng.getrandbits(24):06x}"
         kind = rng.choices(
             ("exit", "signal", "children", "output", "stdin", "timeout", "stop", "fail"), (40, 12, 8, 8, 5, 9, 15, 3)
         )[0]
-        yield _make(rng, job_id, kind, number % 256, marks)
+        wait_s = longest_s * rng.choice((0.0, 0.0, rng.uniform(0, 0.1), rng.uniform(0, 0.3), rng.uniform(0.2, 1)))
+        yield _make(rng, job_id, kind, number % 256, marks, wait_s)
 
 
-def _make(rng: random.Random, job_id: str, kind: str, code: int, marks: Path) -> CrashJob:
-    wait_s = rng.choice((0.0, 0.0, rng.uniform(0, 0.5), rng.uniform(0, 1.5), rng.uniform(1, 5)))
-
+def _make(rng: random.Random, job_id: str, kind: str, code: int, marks: Path, wait_s: float) -> CrashJob:
     def argv(kind: str, arg: int = 0) -> list[str]:
         return ["bash", "-c", SCRIPT, "job", str(marks), job_id, kind, f"{wait_s:.3f}" if wait_s else "0", str(arg)]
 

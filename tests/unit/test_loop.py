@@ -1,0 +1,46 @@
+"""What the loop does with events that come too late, and with calls that fail because the machine is out of something."""
+
+from __future__ import annotations
+
+import errno
+from unittest.mock import Mock
+
+import pytest
+
+from worker_svc.supervisor.loop import Supervisor
+from worker_svc.supervisor.timers import Timers, is_passing
+
+
+def test_an_event_of_what_was_closed_in_the_same_turn_is_nobodys() -> None:
+    supervisor = Supervisor.__new__(Supervisor)
+    supervisor._jobs = Mock()
+    supervisor._jobs.with_pidfd.return_value = None
+    supervisor._handlers, supervisor._connections = {}, {}
+    supervisor._on_ready(99, 1)
+    supervisor._jobs.endings.on_exit.assert_not_called()
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (OSError(errno.EMFILE, ""), True),
+        (OSError(errno.ENFILE, ""), True),
+        (OSError(errno.ENOMEM, ""), True),
+        (MemoryError(), True),
+        (RuntimeError("can't start new thread"), True),
+        (OSError(errno.EIO, ""), False),
+        (ChildProcessError(errno.ECHILD, ""), False),
+        (RuntimeError("a fault of ours"), False),
+    ],
+)
+def test_what_may_pass(error: Exception, passes: bool) -> None:
+    timers, call = Timers(), Mock(side_effect=[error, None])
+    assert is_passing(error) is passes
+    if not passes:
+        with pytest.raises(type(error)):
+            timers.attempt(call)
+        assert timers.next_ns is None
+        return
+    timers.attempt(call)
+    assert timers.next_ns is not None, "it is to be made again"
+    call.assert_called_once()
