@@ -75,7 +75,10 @@ def test_a_number_that_is_anothers_now_is_never_signalled(
     pid = supervisor.record("j").pid
     supervisor.kill()
     os.kill(pid, signal.SIGKILL)
-    change(supervisor, "UPDATE jobs SET pid = ?", bystander.pid)  # its start time is still the job's
+    # A tick of 10 ms apart, the least by which two of one number can differ.
+    ticks = start_ticks_of(bystander.pid)
+    assert ticks is not None
+    change(supervisor, "UPDATE jobs SET pid = ?, start_ticks = ?", bystander.pid, ticks - 1)
     supervisor.start()
     record = supervisor.wait_finished("j")
     assert (record.outcome, record.reason) == (Outcome.LOST, "lost: it ended while no supervisor was there")

@@ -1,4 +1,4 @@
-"""What the loop does with events that come too late, and with calls that fail because the machine is out of something."""
+"""What the loop does with events that come too late, and with calls that fail for want of something."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_an_event_of_what_was_closed_in_the_same_turn_is_nobodys() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "passes"),
+    "error, passes",
     [
         (OSError(errno.EMFILE, ""), True),
         (OSError(errno.ENFILE, ""), True),
