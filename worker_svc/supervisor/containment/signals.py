@@ -114,5 +114,9 @@ _own_peak_kib = 0
 
 
 def _vm_hwm_kib() -> int:
-    with open("/proc/self/status", "rb") as file:
+    try:
+        file = open("/proc/self/status", "rb")  # noqa: SIM115 - closed below; only opening it may fail
+    except OSError:  # no fd is free; the status that was just taken must not be lost for that
+        return _own_peak_kib
+    with file:
         return int(file.read().partition(b"VmHWM:")[2].split(maxsplit=1)[0])
