@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.programs import open_fds, python, rss_bytes
+from tests.support.programs import children_of, open_fds, python, rss_bytes
 from tests.support.spawning import PATH, Launchpad, skip_unless_built, status_of_job
 from worker_svc.job.limits import ProcessLimits
 from worker_svc.supervisor.spawn import NATIVE, PYTHON, SpawnFailed, spawn, start_ticks_of
@@ -208,7 +208,8 @@ def test_what_is_said_of_a_program_that_cannot_run(pad: Launchpad, more: dict[st
 
 @both_ways
 def test_nothing_is_left_of_a_failed_start(pad: Launchpad, more: dict[str, Any], tmp_path: Path) -> None:
-    before = open_fds(os.getpid())
+    # Of children, what other tests of this run have started, and keep.
+    before, children = open_fds(os.getpid()), children_of(os.getpid())
     for command in ("/no/such", "no-such"):
         with pytest.raises(SpawnFailed):
             pad.run(command, stdin=b"x", stderr_path=str(tmp_path / "err"), **more)
@@ -216,8 +217,7 @@ def test_nothing_is_left_of_a_failed_start(pad: Launchpad, more: dict[str, Any],
         pad.run("true", stderr_path=str(tmp_path / "none/err"), **more)
     assert open_fds(os.getpid()) == before
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert children_of(os.getpid()) == children
 
 
 def test_a_thousand_starts_leak_nothing(pad: Launchpad) -> None:
