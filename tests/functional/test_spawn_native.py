@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pytest
 
 from tests.support.programs import children_of
 from tests.support.spawning import build_native, skip_unless_built
-from worker_svc.supervisor.spawn import NATIVE
+from worker_svc.supervisor.spawn import NATIVE, start_ticks_of
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "worker_svc/supervisor/spawn/_native.c"
@@ -34,7 +35,7 @@ def native() -> Any:
     return _native
 
 
-GOOD: tuple[Any, ...] = ((b"/bin/true",), (b"true",), (), (), (0, 1, 2), -1, bytearray(4))
+GOOD: tuple[Any, ...] = ((b"/bin/true",), (b"true",), (), (), (0, 1, 2), -1, bytearray(8))
 
 
 @pytest.mark.parametrize(
@@ -50,8 +51,8 @@ GOOD: tuple[Any, ...] = ((b"/bin/true",), (b"true",), (), (), (0, 1, 2), -1, byt
         (3, ((1, 0, -1, 0, b"x"),), ValueError),
         (3, ((5, 2**64, 0, 0, b""),), OverflowError),
         (4, (0, 1), TypeError),
-        (6, bytearray(3), ValueError),
-        (6, b"abcd", BufferError),
+        (6, bytearray(7), ValueError),
+        (6, b"abcdefgh", BufferError),
     ],
 )
 def test_what_is_malformed_is_refused_before_anything_is_started(
@@ -74,7 +75,7 @@ def test_an_unknown_step_and_a_bad_fd_fail_by_their_place(native: Any) -> None:
     pid, pidfd, _, failed, number, _ = native.spawn(*arguments)
     os.close(pidfd)
     assert (pid, failed, os.strerror(number)) == (0, -5, "Bad file descriptor")
-    assert arguments[6] != bytearray(b"\xff" * 4)  # that was the pidfd
+    assert arguments[6][:4] != b"\xff" * 4  # that was the pidfd
 
 
 def test_a_failed_clone_leaves_no_number_that_could_be_taken_for_an_fd(native: Any) -> None:
@@ -84,7 +85,34 @@ def test_a_failed_clone_leaves_no_number_that_could_be_taken_for_an_fd(native: A
         arguments[5] = file.fileno()
         pid, pidfd, _, failed, _, _ = native.spawn(*arguments)
     assert (pid, pidfd, failed) == (0, -1, -2)
-    assert arguments[6] == bytearray(b"\xff" * 4)
+    assert arguments[6][:4] == b"\xff" * 4
+
+
+def test_the_start_time_taken_from_the_clock_is_the_kernels(native: Any) -> None:
+    """By it a process is known again after a restart. Some of so many are born around the end of a tick of 10 ms."""
+    for _ in range(300):
+        pid, pidfd, start_ticks, *_ = native.spawn(*GOOD)
+        told = start_ticks_of(pid)  # of a zombie, too
+        os.waitpid(pid, 0)
+        os.close(pidfd)
+        assert start_ticks == told
+
+
+def test_threads_that_end_take_their_childrens_stacks_along(native: Any) -> None:
+    def start() -> None:
+        pid, pidfd, *_ = native.spawn(*(*GOOD[:6], bytearray(8)))
+        os.waitpid(pid, 0)
+        os.close(pidfd)
+
+    def mappings_after(threads: int) -> int:
+        for _ in range(threads):
+            thread = threading.Thread(target=start)
+            thread.start()
+            thread.join()
+        return len(Path("/proc/self/maps").read_text().splitlines())
+
+    first = mappings_after(10)
+    assert mappings_after(200) < first + 50  # each has two, of its stack and the guard below that
 
 
 def test_its_numbers_are_those_of_the_python_side() -> None:

@@ -29,6 +29,7 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
+#include <time.h>
 #include <unistd.h>
 
 struct request;
@@ -68,7 +69,8 @@ struct request {
     bool join_cgroup; /* the child has to move itself: it could not be born there */
     int pidfd;        /* written by the kernel; if clone fails after that, it is a number and no fd */
     /* Written by the child: */
-    int *slot; /* the pidfd, for other threads, now that it surely is one */
+    volatile int *slot; /* [0] the pidfd, for other threads, now that it surely is one; [1] is the caller's */
+    struct timespec born;
     int failed, error, candidate;
 };
 
@@ -306,7 +308,8 @@ static void child_main(struct request *request)
     long result = 0, ruleset = -1;
     uint64_t handled = 0;
     int at = AT_CGROUP;
-    *request->slot = request->pidfd;
+    RAW(SYS_clock_gettime, CLOCK_BOOTTIME, &request->born, 0, 0, 0);
+    request->slot[0] = request->pidfd;
     if (request->join_cgroup)
         result = child_write(request->cgroup_fd, "cgroup.procs", "0", 1);
     if (result >= 0) {

@@ -8,6 +8,8 @@
 #include <Python.h>
 
 #include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -89,48 +91,107 @@ static int read_stat(long pid, unsigned long *flags, unsigned long long *start_t
 
 struct result { long pid; int pidfd; unsigned long long start_ticks; };
 
+/* In which tick of 10 ms (USER_HZ is 100 on x86 and ARM) the child was born: the kernel took the time of its birth from
+ * CLOCK_BOOTTIME (copy_process in kernel/fork.c) after we looked and before the child did. 0: a tick ended in between, or
+ * that clock and /proc did not agree at first sight (an emulated kernel). Reading /proc/PID/stat takes some 40 us. */
+static unsigned long long ticks_by_clock(const struct timespec *before, const struct timespec *after)
+{
+    unsigned long long first = (unsigned long long)before->tv_sec * 100 + (unsigned long long)before->tv_nsec / 10000000;
+    unsigned long long last = (unsigned long long)after->tv_sec * 100 + (unsigned long long)after->tv_nsec / 10000000;
+    return first == last ? first : 0;
+}
+
+enum { CLOCK_UNTRIED, CLOCK_AGREES, CLOCK_DIFFERS };
+static atomic_int clock_is = CLOCK_UNTRIED;
+
+/* Whether the child, which did not say that it failed, may have been killed before it executed: it is dead, or about to
+ * be as the caller wished. Killed by another and still ending, it counts as started and killed by that signal. */
+static bool may_be_killed(long pid, const volatile int *slot)
+{
+    siginfo_t info;
+    info.si_pid = 0;
+    return slot[1] || waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT | __WALL) < 0 || info.si_pid;
+}
+
+/* True: it executed; then its start time is in `result`. */
+static bool has_executed(long pid, const struct request *request, const struct timespec *before, struct result *result)
+{
+    unsigned long long by_clock = ticks_by_clock(before, &request->born);
+    int is = atomic_load(&clock_is);
+    if (by_clock && is == CLOCK_AGREES && !may_be_killed(pid, request->slot)) {
+        result->start_ticks = by_clock;
+        return true;
+    }
+    unsigned long flags = 0;
+    if (read_stat(pid, &flags, &result->start_ticks) < 0)
+        return true;
+    if (by_clock && is == CLOCK_UNTRIED)
+        atomic_store(&clock_is, by_clock == result->start_ticks ? CLOCK_AGREES : CLOCK_DIFFERS);
+    /* Killed before it could: then it exits (0x4, PF_EXITING) and "forked but didn't exec" (0x40, PF_FORKNOEXEC;
+     * include/linux/sched.h). With the latter alone it is just past the point of no return (begin_new_exec in fs/exec.c). */
+    return (flags & 0x44) != 0x44;
+}
+
+/* Each thread keeps the stack that it gives to its children, one after the other: mapping one takes 10 us. */
+static pthread_key_t stack_key;
+static bool stack_key_is_made = false;
+
+static void unmap_stack(void *mapped) { munmap(mapped, GUARD_BYTES + STACK_BYTES); }
+
+/* NULL: errno says why. */
+static char *stack_of_this_thread(void)
+{
+    char *mapped = pthread_getspecific(stack_key);
+    if (mapped)
+        return mapped;
+    mapped = mmap(NULL, GUARD_BYTES + STACK_BYTES, PROT_READ | PROT_WRITE,
+                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE, -1, 0);
+    if (mapped == MAP_FAILED)
+        return NULL;
+    int error = mprotect(mapped, GUARD_BYTES, PROT_NONE) < 0 ? errno : pthread_setspecific(stack_key, mapped);
+    if (!error)
+        return mapped;
+    unmap_stack(mapped);
+    errno = error;
+    return NULL;
+}
+
 static void run(struct request *request, struct result *result)
 {
     result->pid = 0;
     result->pidfd = -1;
     result->start_ticks = 0;
-    char *mapped = mmap(NULL, GUARD_BYTES + STACK_BYTES, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE, -1, 0);
-    if (mapped == MAP_FAILED || mprotect(mapped, GUARD_BYTES, PROT_NONE) < 0) {
+    char *mapped = stack_of_this_thread();
+    if (!mapped) {
         request->failed = AT_CLONE;
         request->error = errno;
-        if (mapped != MAP_FAILED)
-            munmap(mapped, GUARD_BYTES + STACK_BYTES);
         return;
     }
     /* All of them, and by the raw call: libc's leaves out the two that it uses itself (nptl(7)). */
-    uint64_t all = ~0ULL, before = 0;
-    RAW(SYS_rt_sigprocmask, SIG_SETMASK, &all, &before, sizeof all, 0);
+    uint64_t all = ~0ULL, signals_before = 0;
+    RAW(SYS_rt_sigprocmask, SIG_SETMASK, &all, &signals_before, sizeof all, 0);
+    struct timespec before;
+    clock_gettime(CLOCK_BOOTTIME, &before);
     long pid = clone_child(request, mapped + GUARD_BYTES, STACK_BYTES);
-    RAW(SYS_rt_sigprocmask, SIG_SETMASK, &before, 0, sizeof before, 0);
+    RAW(SYS_rt_sigprocmask, SIG_SETMASK, &signals_before, 0, sizeof signals_before, 0);
 #if defined(__SANITIZE_ADDRESS__)
     /* The child never left its functions, so the red zones in its frames are still marked as such. */
     __asan_unpoison_memory_region(mapped + GUARD_BYTES, STACK_BYTES);
 #endif
-    munmap(mapped, GUARD_BYTES + STACK_BYTES);
     if (pid < 0) {
         request->failed = AT_CLONE;
         request->error = (int)-pid;
         return;
     }
     result->pidfd = request->pidfd >= 0 ? request->pidfd : (int)syscall(SYS_pidfd_open, pid, 0);
-    int status = 0;
     if (request->failed == AT_NONE) {
-        /* It executed, or was killed before it could: then it exits (0x4, PF_EXITING) and "forked but didn't exec"
-         * (0x40, PF_FORKNOEXEC; include/linux/sched.h). With the latter alone it is just past the point of no return
-         * (begin_new_exec in fs/exec.c). */
-        unsigned long flags = 0;
-        if (read_stat(pid, &flags, &result->start_ticks) < 0 || (flags & 0x44) != 0x44) {
+        if (has_executed(pid, request, &before, result)) {
             result->pid = pid;
             return;
         }
         request->failed = AT_KILLED;
     }
+    int status = 0;
     while (wait4((pid_t)pid, &status, __WALL, NULL) < 0 && errno == EINTR)
         ;
     if (request->failed == AT_KILLED)
@@ -193,8 +254,8 @@ static struct step *steps_of(PyObject *tuple, Py_ssize_t *count)
 PyDoc_STRVAR(spawn_doc, "spawn(candidates, argv, envp, steps, (stdin, stdout, stderr), cgroup_fd, slot, exec_fd=-1)\n"
                         "-> (pid, pidfd, start_ticks, failed, errno, candidate)\n\n"
                         "pid 0: it failed; the child is reaped, the pidfd the caller's to close. slot: a writable\n"
-                        "buffer of an int, which holds the pidfd as soon as the child is there. exec_fd: the program,\n"
-                        "opened; the candidates then serve for scripts only.");
+                        "buffer of two ints: the pidfd, as soon as the child is there; and not 0 once the caller\n"
+                        "kills it. exec_fd: the program, opened; the candidates then serve for scripts only.");
 
 static PyObject *spawn(PyObject *module, PyObject *args)
 {
@@ -207,15 +268,15 @@ static PyObject *spawn(PyObject *module, PyObject *args)
                           &slot, &request.exec_fd))
         return NULL;
     PyObject *answer = NULL;
-    if (slot.len != sizeof(int)) {
-        PyErr_SetString(PyExc_ValueError, "slot must be of one int");
+    if (slot.len != 2 * sizeof(int)) {
+        PyErr_SetString(PyExc_ValueError, "slot must be of two ints");
         goto out;
     }
     if ((request.candidates = strings_of(candidates)) && (request.argv = strings_of(argv)) &&
         (request.envp = strings_of(envp)) && (request.steps = steps_of(steps, &request.n_steps))) {
         struct result result;
         request.slot = slot.buf;
-        *request.slot = -1;
+        request.slot[0] = -1;
         Py_BEGIN_ALLOW_THREADS
         run(&request, &result);
         Py_END_ALLOW_THREADS
@@ -252,4 +313,10 @@ static struct PyModuleDef definition = {
 };
 
 PyMODINIT_FUNC PyInit__native(void);
-PyMODINIT_FUNC PyInit__native(void) { return PyModuleDef_Init(&definition); }
+PyMODINIT_FUNC PyInit__native(void)
+{
+    if (!stack_key_is_made && pthread_key_create(&stack_key, unmap_stack) != 0)
+        return PyErr_NoMemory();
+    stack_key_is_made = true;
+    return PyModuleDef_Init(&definition);
+}

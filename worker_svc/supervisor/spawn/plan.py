@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from typing import Final, NamedTuple
 
@@ -13,6 +14,7 @@ from worker_svc.job.spec import CheckedFile
 PATH_FALLBACK: Final = "/usr/local/bin:/usr/bin:/bin"
 # Of a thread that starts processes: address space, of which some pages are ever touched.
 THREAD_STACK_BYTES: Final = 256 * 1024
+_NO_PIDFD: Final = b"\xff\xff\xff\xff"
 
 
 class LaunchPlan(NamedTuple):
@@ -50,31 +52,37 @@ class Attempt:
     """One start under way, which another thread can give up: it may hang in a file system for ever."""
 
     def __init__(self) -> None:
-        self.slot = bytearray(b"\xff\xff\xff\xff")
-        """The pidfd of the process, an int, -1 while there is none; in the native spawner the child writes it."""
+        self.slot = bytearray(_NO_PIDFD + bytes(4))
+        """Two ints: the pidfd of the process, -1 while there is none (in the native spawner the child writes it); and
+        not 0 once it is being killed."""
         self._lock = threading.Lock()
 
     def put(self, pidfd: int) -> None:
-        self.slot[:] = pidfd.to_bytes(4, "little", signed=True)
+        self.slot[:4] = pidfd.to_bytes(4, sys.byteorder, signed=True)
 
     def take(self) -> int:
         """The pidfd, from now on the caller's."""
         with self._lock:
-            pidfd = int.from_bytes(self.slot, "little", signed=True)
+            pidfd = self._pidfd
             self.put(-1)
         return pidfd
 
     def kill(self) -> bool:
         """Kills the process, whether it has executed its program or not. False: there is none (yet, or any more)."""
         with self._lock:  # while it is held the fd cannot be closed and come to be another's
-            pidfd = int.from_bytes(self.slot, "little", signed=True)
+            pidfd = self._pidfd
             if pidfd < 0:
                 return False
+            self.slot[4] = 1  # first: then it is there to see for who finds the process dead
             try:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             except ProcessLookupError:
                 return False
             return True
+
+    @property
+    def _pidfd(self) -> int:
+        return int.from_bytes(self.slot[:4], sys.byteorder, signed=True)
 
 
 class Files:
