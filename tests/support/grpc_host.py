@@ -6,8 +6,10 @@ As a program: `python -m tests.support.grpc_host '{"max_streams": 8}'`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -56,7 +58,9 @@ class PlayService(pb.WorkerBase):
 
 async def _serve(limits: TransportConfig, address: Address) -> None:
     server = GrpcServer(PlayService(), limits)
-    print(await server.listen(address, None), flush=True)
+    address = await server.listen(address, None)
+    gc.freeze()  # as the worker does
+    print(address, flush=True)
     loop = asyncio.get_running_loop()
     while command := await loop.run_in_executor(None, sys.stdin.readline):
         name, _, argument = command.strip().partition(" ")
@@ -67,6 +71,9 @@ async def _serve(limits: TransportConfig, address: Address) -> None:
             return
         if name == "connections":
             print(server.connections, flush=True)
+        if name == "garbage":
+            gc.disable()
+            print(gc.collect(), flush=True)
         if name == "claimed":
             print(server._shared.receiving.claimed_bytes, flush=True)
     server.close()
@@ -115,6 +122,10 @@ class GrpcHost:
     def answer(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
+
+    def cpu_s(self) -> float:
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def rss_bytes(self, peak: bool = False) -> int:
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():

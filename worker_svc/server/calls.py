@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 DRAINING: Final = "the worker is shutting down: connect again, and go on from where you were"
 
 _PREFIX_BYTES: Final = 5
+# A message as large as this is parsed when its client has a turn: it takes some 2 ms for each MB.
+_LARGE_BYTES: Final = 128 * 1024
 # Of the most streams, the part that calls which last may not take: there is always room for a StopJob.
 _KEPT_FREE: Final = 8
 _LASTING_UNARY: Final = frozenset({"/jobscheduler.Worker/WaitJob"})
@@ -40,9 +42,12 @@ _LASTING_UNARY: Final = frozenset({"/jobscheduler.Worker/WaitJob"})
 class Call(GrpclibStream[Any, Any]):
     """grpclib's stream, which reads strictly and within limits."""
 
-    def __init__(self, *args: Any, budget: ConnectionBudget, limits: TransportConfig, encoding: str, **named: Any):
+    def __init__(self, *args: Any, budget: ConnectionBudget, limits: TransportConfig, encoding: str,
+        wait_turn: Callable[[], Awaitable[None]], **named: Any,
+    ):  # fmt: skip
         super().__init__(*args, **named)
         self._budget = budget
+        self._wait_turn = wait_turn
         self._max_bytes = limits.max_message_bytes
         self._encoding = encoding
         self._refuses_encoding = False
@@ -58,6 +63,8 @@ class Call(GrpclibStream[Any, Any]):
             if self._cardinality.client_streaming:
                 return None
             raise GRPCError(Status.INVALID_ARGUMENT, "the request has no message")
+        if len(data) > _LARGE_BYTES:
+            await self._wait_turn()
         try:
             message = self._codec.decode(data, self._recv_type)
         except InvalidArgument as error:
@@ -170,6 +177,12 @@ class CallHandler(Handler):
         self._forget(stream)
         super().cancel(stream)
 
+    def let_go(self) -> None:
+        """When the connection is gone. Otherwise what it took would stay until Python looks for cycles, and a search
+        through what thousands of connections left behind holds up everybody.
+        """
+        del self._protocol
+
     def _forget(self, stream: H2Stream) -> None:
         self.running.pop(stream, None)
         self._lasting.discard(stream)
@@ -210,13 +223,15 @@ class CallHandler(Handler):
         release_stream()
 
     async def _serve(self, stream: H2Stream, head: Head, method: Method, release_stream: Callable[[], Any]) -> None:
+        protocol = self._protocol
         deadline = None if head.timeout_s is None else Deadline.from_timeout(head.timeout_s)
         try:
             call = Call(
                 stream, head.path, method.cardinality, method.request_type, method.reply_type,
                 codec=self.codec, status_details_codec=self.status_details_codec, dispatch=self.dispatch,
                 deadline=deadline, user_agent=head.user_agent,
-                budget=self._protocol.budget, limits=self._limits, encoding=head.encoding,
+                budget=protocol.budget, limits=self._limits, encoding=head.encoding,
+                wait_turn=protocol.wait_turn,
             )  # fmt: skip
             if stream in self.running:
                 self.running[stream] = call
@@ -230,7 +245,7 @@ class CallHandler(Handler):
         finally:
             self._forget(stream)
             release_stream()
-            self._protocol.on_call_end()
+            protocol.on_call_end()
 
     async def _run(self, call: Call, stream: H2Stream, head: Head, method: Method, deadline: Deadline | None) -> None:
         wrapper: Wrapper
@@ -254,8 +269,10 @@ class CallHandler(Handler):
                 await function(call)
         except GRPCError:
             raise
-        except StreamTerminatedError:
+        except StreamTerminatedError as error:
             call._cancel_done = True  # the client has left: there is nobody to answer
+            # grpclib's wrapper keeps the error, which keeps the frames, which keep the wrapper.
+            error.__traceback__ = error.__cause__ = error.__context__ = None
         except H2ProtocolError:
             if stream.closable:
                 raise

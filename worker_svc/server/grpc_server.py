@@ -18,6 +18,7 @@ from worker_svc.config import Address, TransportConfig
 from worker_svc.server.listener import Listener, open_sockets
 from worker_svc.server.protocol import READ_BYTES, ServerProtocol, Shared
 from worker_svc.server.rates import Admission, ReceiveBudget, RequestRates
+from worker_svc.server.turns import Turns
 
 if TYPE_CHECKING:
     from grpclib._typing import IServable
@@ -70,6 +71,7 @@ class GrpcServer(Server):
             ),
             rates=RequestRates(limits.requests_per_s, limits.requests_burst),
             receiving=ReceiveBudget(limits.max_receiving_bytes),
+            turns=Turns(),
             identify=identify or (lambda transport, peer: peer),
             read_buffer=memoryview(bytearray(READ_BYTES)),
         )
@@ -91,6 +93,7 @@ class GrpcServer(Server):
             sockets,
             context,
             self._admission,
+            self._shared.turns,
             self._make_protocol,
             self._limits.connect_timeout_s,
             self._on_refused,
@@ -168,6 +171,7 @@ class GrpcServer(Server):
         for protocol in list(self._protocols):
             protocol.sweep(now_s)
         self._shared.rates.forget_quiet(now_s)
+        self._shared.turns.forget_quiet(now_s)
         for peer in [peer for peer, until_s in self._shared.probation.items() if until_s < now_s]:
             del self._shared.probation[peer]
         self._sweeping = None

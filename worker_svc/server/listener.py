@@ -14,18 +14,23 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from worker_svc.config import Address
 from worker_svc.server.protocol import ServerProtocol
 from worker_svc.server.rates import Admission
+from worker_svc.server.turns import Turns
 
 log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 1024
-# Accepted in one turn of the loop; each takes half a millisecond to set up.
 _AT_ONCE: Final = 4
+"""Accepted in one turn of the loop."""
+# What a connection takes of the loop's time to be set up.
+_CONNECT_S: Final = 0.0005
+_HANDSHAKE_S: Final = 0.002
 # Without a file to be had for a connection, it is no use to try again at once.
 _OUT_OF_FILES_S: Final = 0.1
 _UCRED: Final = struct.Struct("3i")
@@ -37,6 +42,7 @@ class Listener:
         sockets: list[socket.socket],
         context: ssl.SSLContext | None,
         admission: Admission,
+        turns: Turns,
         make_protocol: Callable[[str], ServerProtocol],
         handshake_timeout_s: float,
         on_refused: Callable[[str, str], None],
@@ -45,10 +51,13 @@ class Listener:
         self.sockets = sockets
         self.context = context
         self._admission = admission
+        self._turns = turns
         self._make_protocol = make_protocol
         self._handshake_timeout_s = handshake_timeout_s
         self._on_refused = on_refused
         self._loop = asyncio.get_running_loop()
+        self._accepted: set[socket.socket] = set()
+        """Those that wait to be connected."""
         self._connecting: set[asyncio.Task[None]] = set()
         self._pauses: set[asyncio.TimerHandle] = set()
 
@@ -66,6 +75,8 @@ class Listener:
             listening.close()
         for task in self._connecting:
             task.cancel()
+        for accepted in self._accepted:
+            accepted.close()
 
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(_AT_ONCE):
@@ -82,9 +93,18 @@ class Listener:
                 accepted.close()
                 continue
             accepted.setblocking(False)
-            task = self._loop.create_task(self._connect(accepted, peer))
-            self._connecting.add(task)
-            task.add_done_callback(self._connecting.discard)
+            self._accepted.add(accepted)
+            self._turns.submit(peer, partial(self._begin, accepted, peer))
+
+    def _begin(self, accepted: socket.socket, peer: str) -> None:
+        self._accepted.discard(accepted)
+        if accepted.fileno() < 0:  # closed meanwhile, as the listener was
+            self._admission.leave(peer)
+            return
+        self._turns.charge(peer, _CONNECT_S if self.context is None else _HANDSHAKE_S)
+        task = self._loop.create_task(self._connect(accepted, peer))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
 
     def _pause(self, listening: socket.socket) -> None:
         self._loop.remove_reader(listening.fileno())

@@ -27,6 +27,7 @@ from worker_svc.server.h2_connection import (
     ServerH2Connection,
 )
 from worker_svc.server.rates import ReceiveBudget, RequestRates, TokenBucket
+from worker_svc.server.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ _LINGER_MAX_BYTES: Final = 1024 * 1024
 # Unsent, beyond which a client is not read from: what it asks for is what it does not read.
 _UNSENT_MAX_BYTES: Final = 1024 * 1024
 READ_BYTES: Final = 64 * 1024
+# Of the loop's time, what answering a call takes at the least, besides reading it.
+_CALL_S: Final = 0.0003
 
 
 @dataclass
@@ -64,6 +67,7 @@ class Shared:
     h2_config: H2Configuration
     rates: RequestRates
     receiving: ReceiveBudget
+    turns: Turns
     identify: Callable[[asyncio.BaseTransport, str], str]
     # One for all: it is filled and emptied within one turn of the loop.
     read_buffer: memoryview
@@ -126,7 +130,7 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
         self.is_made = False
         self._transport: asyncio.Transport | None = None
         self._identity = peer
-        self._gate = FrameGate(self._on_frame)
+        self._gate = FrameGate()
         part = 1 / _PROBATION_PART if now_s < shared.probation.get(peer, 0.0) else 1.0
         control, resets = limits.control_frames_per_s, limits.resets_per_s
         self._control = TokenBucket(control, part * _CONTROL_BURST_S * control, now_s)
@@ -134,7 +138,9 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
         self._resets = TokenBucket(resets, part * _RESET_BURST_S * resets, now_s)
         self._pending = b""
         """Read, and not yet passed on."""
-        self._again: asyncio.Handle | None = None
+        self._is_queued = False
+        """Whether what is pending will be gone on with without more being read."""
+        self._later: asyncio.TimerHandle | None = None
         self._must_slow_down = False
         self._is_ending = False
         self._discarded = 0
@@ -180,18 +186,26 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
                 self._close_now()
             return
         self._pending += bytes(self.shared.read_buffer[:nbytes])
-        if self._again is None:
-            self._work()
+        self._queue()
+
+    def _queue(self) -> None:
+        if self._is_queued or self._transport is None:
+            return
+        self._is_queued = True
+        self._later = None
+        self.shared.turns.submit(self._identity, self._work)
+        if self._is_queued:
+            self._transport.pause_reading()
 
     def _work(self) -> None:
-        """Passes on one portion; what is left waits for the loop's next turn, and nothing more is read meanwhile."""
-        self._again = None
+        """Passes on one portion; what is left waits for the client's next turn, and nothing more is read meanwhile."""
+        self._is_queued = False
         transport = self._transport
         if self._is_ending or transport is None or transport.is_closing():
             return
         self._now_s = time.monotonic()
         try:
-            end = self._gate.portion(self._pending, 0)
+            end = self._gate.portion(self._pending, 0, self._on_frame)
         except Abuse as abuse:
             self._end_abuse(abuse)
             return
@@ -204,10 +218,11 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
         self._must_slow_down = False
         if transport.get_write_buffer_size() > _UNSENT_MAX_BYTES:
             transport.pause_reading()  # resume_writing goes on
-        elif delay_s or gate.has_head(self._pending):
+        elif delay_s:
             transport.pause_reading()
-            loop = self.calls.loop
-            self._again = loop.call_later(delay_s, self._work) if delay_s else loop.call_soon(self._work)
+            self._later = self.calls.loop.call_later(delay_s, self._queue)
+        elif gate.has_head(self._pending):
+            self._queue()
         else:
             transport.resume_reading()
 
@@ -237,8 +252,8 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._again is None:
-            self._work()
+        if self._later is None:
+            self._queue()
 
     # Counting
 
@@ -288,12 +303,21 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
             self._must_slow_down = True
 
     def may_request(self) -> bool:
+        self.shared.turns.charge(self._identity, _CALL_S)
         if self.shared.rates.take(self._identity, self._now_s):
             return True
         self._must_slow_down = True
         return False
 
+    async def wait_turn(self) -> None:
+        await self.shared.turns.wait(self._identity)
+
     # Time
+
+    @property
+    def _is_held(self) -> bool:
+        """Whether it is us for whom what came has to wait."""
+        return self._is_queued or self._later is not None
 
     def sweep(self, now_s: float) -> None:
         """Ends what has been quiet for too long. Called about once a second."""
@@ -305,7 +329,7 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
             transport.abort()
             return
         for since_s in (self._partial_since_s, self._header_since_s):
-            if since_s and now_s - since_s > limits.request_timeout_s and self._again is None:
+            if since_s and now_s - since_s > limits.request_timeout_s and not self._is_held:
                 self.end(ErrorCodes.ENHANCE_YOUR_CALM, "a frame did not arrive in time")
                 return
         self.calls.end_overdue(now_s - limits.request_timeout_s)
@@ -367,9 +391,10 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._is_ending = True
-        for handle in (self._again, self._lingering):
+        for handle in (self._later, self._lingering):
             if handle is not None:
                 handle.cancel()
         super().connection_lost(exc)
         self._transport = None
+        self.calls.let_go()
         self._on_lost(self)

@@ -23,6 +23,15 @@ class TokenBucket:
         self._tokens -= amount
         return True
 
+    def has(self, now_s: float) -> bool:
+        """Whether anything is left."""
+        self._fill(now_s)
+        return self._tokens > 0
+
+    def owe(self, amount: float) -> None:
+        """Takes what may not be there, down to as much below nothing as there may be above."""
+        self._tokens = max(-self._burst, self._tokens - amount)
+
     def give(self, amount: float) -> None:
         """On top of what time brings."""
         self._tokens = min(self._burst, self._tokens + amount)
