@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import socket
@@ -40,6 +41,7 @@ from tests.support.raw_h2 import (
     without,
 )
 from tests.support.waiting import eventually_sync
+from worker_svc.client import WorkerClient
 
 FOLLOW = b"\x78\x01"  # StreamJobReq.follow
 WAIT = "/jobscheduler.Worker/WaitJob"
@@ -590,6 +592,17 @@ def test_leaving_with_clients_that_stay() -> None:
         assert left == "0"
         for client in [*silent, half_open]:
             client.close()
+
+
+async def test_the_last_answer_reaches_a_client_of_grpclib() -> None:
+    """Which drops an answer that it reads together with a GOAWAY."""
+    with GrpcHost() as host:
+        async with WorkerClient(host.address) as client:
+            calls = [asyncio.create_task(client.query(f"0.{number}")) for number in range(3, 8)]
+            await client.query("0.2")
+            host.tell("leave 5")
+            assert all(answer.done for answer in await asyncio.gather(*calls))
+        assert host.answer().endswith(" 0")
 
 
 def test_a_connection_leaves_nothing_for_the_collector_to_find() -> None:

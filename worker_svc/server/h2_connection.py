@@ -1,15 +1,18 @@
-"""h2's connection, with what a server under abuse needs of it otherwise."""
+"""The connections of h2 and grpclib, with what a server under abuse needs of them otherwise."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
+from grpclib.protocol import Connection, EventsProcessor
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import Event, StreamReset
+from h2.events import DataReceived, Event, StreamReset
 from h2.exceptions import InvalidBodyLengthError
 from h2.settings import SettingCodes, Settings
+
+from worker_svc.server.rates import TokenBucket
 
 # Of one stream and of a connection: what may be under way unread. Requests are read at once, so little is enough.
 STREAM_WINDOW_BYTES: Final = 256 * 1024
@@ -17,6 +20,8 @@ CONNECTION_WINDOW_BYTES: Final = 1024 * 1024
 # HPACK can make much of little, and its state is lost when it is stopped half-way: above our limit a request is
 # refused, above this multiple of it the connection ends.
 HEADER_HARD_FACTOR: Final = 4
+# What a frame of ours may bring about of the client's: WINDOW_UPDATEs, a PING to measure the round trip, a reset.
+_CREDIT_PER_FRAME: Final = 4
 
 
 class ServerH2Connection(H2Connection):
@@ -55,3 +60,34 @@ class ServerH2Connection(H2Connection):
                 self.acknowledge_received_data(size, frame.stream_id)
             self.reset_stream(frame.stream_id, ErrorCodes.PROTOCOL_ERROR)
             return [StreamReset(stream_id=frame.stream_id, error_code=ErrorCodes.PROTOCOL_ERROR, remote_reset=False)]
+
+
+class CountedConnection(Connection):
+    """grpclib's, which does not fail on what is to be sent after it was closed, and counts what is sent."""
+
+    control: TokenBucket
+
+    def flush(self) -> None:
+        data = self._connection.data_to_send()
+        if data and not self.is_closing():
+            self._transport.write(data)
+
+    def headers_send_process(self) -> None:
+        self.control.give(_CREDIT_PER_FRAME)
+
+    def data_send_process(self) -> None:
+        self.control.give(_CREDIT_PER_FRAME)
+
+
+class LenientProcessor(EventsProcessor):
+    def process(self, event: Event) -> None:
+        """Frames that HTTP/2 does not know of are ignored (RFC 9113, 5.5)."""
+        processors = getattr(self, "processors", None)  # grpclib deletes it when the connection is closed
+        process = processors and processors.get(event.__class__)
+        if process:
+            process(event)
+
+    def process_data_received(self, event: DataReceived) -> None:
+        # An empty frame means nothing, and would be taken for the end of the stream.
+        if event.flow_controlled_length:
+            super().process_data_received(event)

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from grpclib.config import Configuration
-from grpclib.protocol import Connection, EventsProcessor, H2Protocol, _set_nodelay
+from grpclib.protocol import H2Protocol, _set_nodelay
 from h2.config import H2Configuration
 from h2.connection import ConnectionState
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, Event
 from h2.exceptions import ProtocolError
 
 from worker_svc.config import TransportConfig
@@ -24,6 +23,8 @@ from worker_svc.server.gate import Abuse, FrameGate
 from worker_svc.server.h2_connection import (
     CONNECTION_WINDOW_BYTES,
     HEADER_HARD_FACTOR,
+    CountedConnection,
+    LenientProcessor,
     ServerH2Connection,
 )
 from worker_svc.server.rates import ReceiveBudget, RequestRates, TokenBucket
@@ -35,8 +36,6 @@ log = logging.getLogger(__name__)
 _EARLY_RESET_S: Final = 1.0
 _RESET_BURST_S: Final = 2
 _CONTROL_BURST_S: Final = 10
-# What a frame of ours may bring about of the client's: WINDOW_UPDATEs, a PING to measure the round trip, a reset.
-_CREDIT_PER_FRAME: Final = 4
 _SETTINGS_COST: Final = 4
 _SMALL_DATA_BYTES: Final = 64
 # Whose connection was ended for abuse begins the next one with so much less, for so long.
@@ -46,6 +45,8 @@ _PROBATION_PART: Final = 20
 _THROTTLE_S: Final = 0.02
 # How long a connection that ends waits for the client to read why, and to hang up.
 _LINGER_S: Final = 0.5
+# A client of grpclib's drops an answer that it reads together with a GOAWAY.
+_ANSWER_FIRST_S: Final = 0.1
 _LINGER_MAX_BYTES: Final = 1024 * 1024
 # Unsent, beyond which a client is not read from: what it asks for is what it does not read.
 _UNSENT_MAX_BYTES: Final = 1024 * 1024
@@ -75,40 +76,9 @@ class Shared:
     """Until when, by peer."""
 
 
-class _Connection(Connection):
-    """grpclib's, which does not fail on what is to be sent after it was closed, and counts what is sent."""
-
-    control: TokenBucket
-
-    def flush(self) -> None:
-        data = self._connection.data_to_send()
-        if data and not self.is_closing():
-            self._transport.write(data)
-
-    def headers_send_process(self) -> None:
-        self.control.give(_CREDIT_PER_FRAME)
-
-    def data_send_process(self) -> None:
-        self.control.give(_CREDIT_PER_FRAME)
-
-
-class _Processor(EventsProcessor):
-    def process(self, event: Event) -> None:
-        """Frames that HTTP/2 does not know of are ignored (RFC 9113, 5.5)."""
-        processors = getattr(self, "processors", None)  # grpclib deletes it when the connection is closed
-        process = processors and processors.get(event.__class__)
-        if process:
-            process(event)
-
-    def process_data_received(self, event: DataReceived) -> None:
-        # An empty frame means nothing, and would be taken for the end of the stream.
-        if event.flow_controlled_length:
-            super().process_data_received(event)
-
-
 class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
-    connection: _Connection
-    processor: _Processor
+    connection: CountedConnection
+    processor: LenientProcessor
 
     def __init__(
         self,
@@ -144,6 +114,7 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
         self._must_slow_down = False
         self._is_ending = False
         self._discarded = 0
+        self._goodbye: asyncio.TimerHandle | None = None
         self._lingering: asyncio.TimerHandle | None = None
         self._now_s = self._opened_s = self._heard_s = self._idle_since_s = now_s
         self._has_begun = False
@@ -167,10 +138,10 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
         )
         h2.initiate_connection()
         h2.increment_flow_control_window(CONNECTION_WINDOW_BYTES - h2.inbound_flow_control_window)
-        self.connection = _Connection(h2, self._transport, config=self.config)
+        self.connection = CountedConnection(h2, self._transport, config=self.config)
         self.connection.control = self._control
         self.connection.flush()
-        self.processor = _Processor(self.handler, self.connection)
+        self.processor = LenientProcessor(self.handler, self.connection)
         self.is_made = True
         self._on_made(self)
 
@@ -346,16 +317,22 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
 
     def on_call_end(self) -> None:
         self._idle_since_s = time.monotonic()
-        if self.is_leaving and not self.calls.running:
-            self.say_goodbye()
+        if self.is_leaving:
+            self._leave_soon()
 
     # Ending
 
     def leave(self) -> None:
         """No new calls from now on; GOAWAY once those that run have ended."""
         self.is_leaving = True
+        self._leave_soon()
+
+    def _leave_soon(self) -> None:
+        if self._goodbye is not None:
+            self._goodbye.cancel()
         if not self.calls.running:
-            self.say_goodbye()
+            wait_s = max(0.0, self._idle_since_s + _ANSWER_FIRST_S - time.monotonic())
+            self._goodbye = self.calls.loop.call_later(wait_s, self.say_goodbye)
 
     def say_goodbye(self) -> None:
         self.end(ErrorCodes.NO_ERROR, "shutting down")
@@ -391,7 +368,7 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._is_ending = True
-        for handle in (self._later, self._lingering):
+        for handle in (self._later, self._goodbye, self._lingering):
             if handle is not None:
                 handle.cancel()
         super().connection_lost(exc)
