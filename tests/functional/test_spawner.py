@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import sys
 import threading
@@ -150,8 +149,7 @@ def test_a_program_on_a_stalled_file_system_delays_no_other(
         took_s.append(results.at_s[number] - begun_s)
     assert not set(range(hanging)) & set(results.of)
     # The first waits until threads are added, 20 ms for two of those that hang; then there are free ones for good.
-    assert max(took_s) < 1
-    assert statistics.median(took_s[5:]) < 0.015
+    assert max(took_s) < 1  # how much later than without them: scripts/bench stalled
     assert pool.threads >= hanging + 1
     # Given up: the process that never got to its program dies, and the start fails.
     if pad.implementation == NATIVE or more:
