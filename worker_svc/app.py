@@ -156,7 +156,7 @@ class _Worker:
             start_defaults(config),
             self._identity(),
             Gate(doorkeeper, self._masker, self._log),
-            CommandPolicy(config.policy, base_env(config.jobs)),
+            CommandPolicy(config.policy, config.jobs, config.sandbox),
         )
         server = GrpcServer(
             service,

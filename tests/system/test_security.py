@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -445,6 +446,33 @@ def test_the_policy_of_a_role(tmp_path: Path, peers: Peers) -> None:
         missing = red.call("StartJob", command="sh", path=str(root / "gone.sh"))
         assert missing.name == "FAILED_PRECONDITION"
         assert missing.details == f"path: {root / 'gone.sh'} no such file or directory"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to run jobs as another user")
+def test_nobody_below_admin_becomes_another_user_or_leaves_the_sandbox(tmp_path: Path, peers: Peers) -> None:
+    keys = {**tls_keys(peers.certs), "JOBS_USER": "nobody", "JOBS_CWD": "/", "SANDBOX_NO_NETWORK": "true"}
+    escapes: list[tuple[dict[str, Any], str, str]] = [
+        ({"identity": {"user": "root"}}, 'jobs.user: "nobody"', "identity.user"),
+        ({"identity": {"group": "root"}}, 'jobs.user: "nobody"', "identity.group"),
+        ({"identity": {"groups": {"names": ["root"]}}}, 'jobs.user: "nobody"', "identity.groups"),
+        ({"identity": {"no_new_privs": False}}, "jobs.no_new_privs: true", "identity.no_new_privs"),
+        ({"sandbox": {"no_network": False}}, "sandbox.no_network: true", "sandbox.no_network"),
+    ]
+    with Worker(tmp_path, **keys) as worker, ExitStack() as stack:
+        red, operator, admin = (
+            stack.enter_context(peers.connect(worker.address, name)) for name in ("red", "operator", "admin")
+        )
+        for fields, rule, field in escapes:
+            for name, peer in {"red": red, "operator": operator}.items():
+                answer = peer.call("StartJob", command="id", **fields)
+                assert answer.name == "PERMISSION_DENIED", fields
+                assert answer.details.startswith(f"{field}: "), answer
+                assert answer.details.endswith(f"({rule})"), answer
+                assert last_audit(worker, decision="denied", identity=f"dns:{name}")["rule"] == rule
+        for peer, fields, user in ((red, {}, "nobody"), (admin, {"identity": {"user": "root"}}, "root")):
+            job_id = peer.start("id", "-un", **fields)
+            assert peer.wait(job_id).outcome == 1
+            assert worker.output(job_id) == f"{user}\n".encode()
 
 
 def test_a_script_that_is_swapped_while_its_job_waits_is_not_run(tmp_path: Path, peers: Peers) -> None:

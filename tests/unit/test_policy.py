@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,9 +13,9 @@ from typing import Any
 import pytest
 
 from tests.support.spawning import PATH, Launchpad, skip_unless_built
-from worker_svc.config import ConfigError, PolicyConfig, load_config
+from worker_svc.config import ConfigError, JobsConfig, PolicyConfig, SandboxConfig, Variables, load_config
 from worker_svc.config.policy_rules import RulesTable
-from worker_svc.job import CgroupLimits, Identity, JobSpec, ProcessLimits
+from worker_svc.job import CgroupLimits, Identity, JobSpec, ProcessLimits, Sandbox
 from worker_svc.policy import DEFAULT_RULE, CommandPolicy
 from worker_svc.policy.command_policy import Judged
 from worker_svc.supervisor.spawn import NATIVE, PYTHON, SpawnFailed
@@ -22,8 +23,11 @@ from worker_svc.supervisor.spawn import NATIVE, PYTHON, SpawnFailed
 ROLE = "submitter"
 
 
+JOBS = JobsConfig(pass_env=(), env=Variables({"PATH": PATH}))
+
+
 def policy(**rules: Any) -> CommandPolicy:
-    return CommandPolicy(PolicyConfig(submitter=RulesTable().from_toml(rules)), {"PATH": PATH})
+    return CommandPolicy(PolicyConfig(submitter=RulesTable().from_toml(rules)), JOBS, SandboxConfig())
 
 
 def judge(spec: JobSpec, role: str = ROLE, **rules: Any) -> Judged:
@@ -60,7 +64,9 @@ def script(path: Path, says: str) -> Path:
 
 
 def test_without_rules_everything_is_allowed_and_nothing_is_looked_at() -> None:
-    judged = CommandPolicy(PolicyConfig(), {}).judge(ROLE, JobSpec("no-such-program", "../x", cwd="/no/such"))
+    judged = CommandPolicy(PolicyConfig(), JOBS, SandboxConfig()).judge(
+        ROLE, JobSpec("no-such-program", "../x", cwd="/no/such")
+    )
     assert judged.decision == (True, DEFAULT_RULE, "")
     assert (judged.checked, judged.problem) == ((), "")
 
@@ -70,7 +76,7 @@ def test_rules_are_of_a_role_and_of_all() -> None:
         all=RulesTable().from_toml({"deny_args": ["evil"]}),
         operator=RulesTable().from_toml({"max": {"args": 1}}),
     )
-    both = CommandPolicy(config, {"PATH": PATH})
+    both = CommandPolicy(config, JOBS, SandboxConfig())
     evil, many = JobSpec("true", args=("evil",)), JobSpec("true", args=("a", "b"))
     assert {role: both.judge(role, evil).decision.allowed for role in ("admin", "operator")} == {
         "admin": False,
@@ -130,6 +136,118 @@ def test_rules_without_files(spec: JobSpec, rules: dict[str, Any], rule: str) ->
     if rule:
         assert decision.rule == f"policy.submitter.{rule}"
         assert decision.reason
+
+
+# As whom, and what it gets to see: floors
+
+FLOOR_JOBS = JobsConfig(user="nobody", pass_env=(), env=Variables({"PATH": PATH}))
+FLOOR_SANDBOX = SandboxConfig(
+    read_only_paths=("/usr", "/etc"), read_write_paths=("/work",), private_tmp=True, no_network=True
+)
+NOBODY = Identity("nobody")
+WALLS = FLOOR_SANDBOX.sandbox
+
+
+def decided(
+    identity: Identity = NOBODY, sandbox: Sandbox = WALLS, role: str = ROLE, **tables: dict[str, Any]
+) -> tuple[bool, str, str]:
+    """Under floors of all kinds; `tables`: the rules of each."""
+    config = PolicyConfig(**{name: RulesTable().from_toml(rules) for name, rules in tables.items()})
+    spec = JobSpec("true", cwd="/", identity=identity, sandbox=sandbox)
+    return CommandPolicy(config, FLOOR_JOBS, FLOOR_SANDBOX).judge(role, spec).decision
+
+
+BEYOND: list[tuple[Identity, Sandbox, str, str, dict[str, Any]]] = [
+    (Identity("root"), WALLS, 'jobs.user: "nobody"', "identity.user", {"allow_users": ["root"]}),
+    (Identity("0"), WALLS, 'jobs.user: "nobody"', "identity.user", {"allow_users": ["0"]}),
+    (Identity(""), WALLS, 'jobs.user: "nobody"', "identity.user", {}),  # the supervisor's own
+    (Identity("65534"), WALLS, 'jobs.user: "nobody"', "identity.user", {}),
+    (Identity("nobody", "root"), WALLS, 'jobs.user: "nobody"', "identity.group", {}),
+    (Identity("nobody", "", ("0",)), WALLS, 'jobs.user: "nobody"', "identity.groups", {}),
+    (Identity("nobody", "", ()), WALLS, 'jobs.user: "nobody"', "identity.groups", {}),
+    (Identity("nobody", no_new_privs=False), WALLS, "jobs.no_new_privs: true", "identity.no_new_privs",
+     {"allow_new_privs": True}),
+    *(
+        (NOBODY, WALLS._replace(**change), f"sandbox.{rule}", f"sandbox.{rule.partition(':')[0]}",
+         {"allow_sandbox_changes": True})
+        for change, rule in (
+            ({"private_tmp": False}, "private_tmp: true"),
+            ({"no_network": False}, "no_network: true"),
+            ({"read_only_paths": ("/",)}, "read_only_paths"),
+            ({"read_only_paths": ("/usr", "/etc", "/work/link-to-root")}, "read_only_paths"),
+            ({"read_only_paths": ("/usr/..",)}, "read_only_paths"),
+            ({"read_write_paths": ("/usr",)}, "read_write_paths"),
+            ({"read_write_paths": ("/work", "/work/link-to-root")}, "read_write_paths"),
+            ({"read_only_paths": (), "read_write_paths": ()}, "read_only_paths"),
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("identity, sandbox, rule, field, opening", BEYOND)
+@pytest.mark.parametrize("role", ["submitter", "operator"])
+def test_a_floor_holds_unless_a_table_opens_it(
+    role: str, identity: Identity, sandbox: Sandbox, rule: str, field: str, opening: dict[str, Any]
+) -> None:
+    allowed, by, reason = decided(identity, sandbox, role)
+    assert (allowed, by) == (False, rule)
+    assert reason.startswith(f"{field}: ")
+    # Rules of other sorts do not open it, and neither do those of another role.
+    assert not decided(identity, sandbox, role, all={"deny_args": ["x"]}, admin={"allow_new_privs": True})[0]
+    for table in (role, "all"):
+        if opening:
+            assert decided(identity, sandbox, role, **{table: opening})[:2] == (
+                True,
+                f"policy.{table}.{next(iter(opening))}",
+            )
+            assert next(iter(opening)) in reason
+    # Admins are not bound by it.
+    assert decided(identity, sandbox, "admin") == (True, DEFAULT_RULE, "")
+
+
+@pytest.mark.parametrize(
+    "identity, sandbox",
+    [
+        (NOBODY, WALLS),
+        (NOBODY, WALLS._replace(read_only_paths=("/usr",), read_write_paths=())),
+        (NOBODY, WALLS._replace(read_only_paths=("/usr", "/work"), read_write_paths=())),
+        (NOBODY, WALLS._replace(read_only_paths=(), read_write_paths=("/work",))),
+    ],
+)
+def test_as_much_as_the_floor_or_less_is_free(identity: Identity, sandbox: Sandbox) -> None:
+    assert decided(identity, sandbox) == (True, DEFAULT_RULE, "")
+
+
+def test_without_configuration_jobs_run_as_the_worker_and_may_be_walled_in() -> None:
+    own, other = pwd.getpwuid(os.geteuid()).pw_name, "daemon" if os.geteuid() == 0 else "root"
+    plain = JobSpec("true", cwd="/")
+    walled = Sandbox(("/",), ("/tmp",), private_tmp=True, no_network=True)
+    free = CommandPolicy(PolicyConfig(), JOBS, SandboxConfig())
+    for spec in (plain, plain._replace(identity=Identity(own)), plain._replace(sandbox=walled)):
+        assert free.judge(ROLE, spec).decision.allowed
+    denied = free.judge(ROLE, plain._replace(identity=Identity(other))).decision
+    assert denied.rule == 'jobs.user: ""'
+    assert denied.reason == (
+        f"identity.user: jobs of role {ROLE} run as {own}, not as {other}, "
+        f"unless allow_users of [policy.{ROLE}] names who they may run as"
+    )
+    # What the configuration leaves off, everybody may.
+    lax = CommandPolicy(PolicyConfig(), JobsConfig(no_new_privs=False), SandboxConfig())
+    assert lax.judge(ROLE, plain._replace(identity=Identity(no_new_privs=False))).decision.allowed
+
+
+def test_users_that_a_table_names_bring_no_groups_of_choice() -> None:
+    for identity, field in ((Identity("daemon", "root"), "group"), (Identity("daemon", "", ("0",)), "groups")):
+        decision = decided(identity, submitter={"allow_users": ["daemon"]})
+        assert not decision[0]
+        assert decision[2].startswith(f"identity.{field}: ")
+    # A table names who there is, and nobody else, be it the configured user.
+    assert not decided(NOBODY, submitter={"allow_users": ["daemon"]})[0]
+
+
+def test_the_switches_of_a_table_are_true_or_false() -> None:
+    with pytest.raises(ConfigError, match="allow_new_privs: must be true or false"):
+        load_config(None, environ={"HOME": "/", "WORKER_SVC_POLICY_ALL": "{ allow_new_privs = 1 }"})
 
 
 def test_commands_by_path_and_by_link(tmp_path: Path) -> None:

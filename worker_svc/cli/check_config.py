@@ -59,7 +59,7 @@ def _explain(config: Config, line: str, roles: Sequence[str], cwd: str, env: dic
     from worker_svc.job import JobError
     from worker_svc.messages import start_from
     from worker_svc.pb.jobscheduler import StartJobReq
-    from worker_svc.policy import CommandPolicy, base_env
+    from worker_svc.policy import CommandPolicy
 
     try:
         words = shlex.split(line)
@@ -72,7 +72,7 @@ def _explain(config: Config, line: str, roles: Sequence[str], cwd: str, env: dic
         spec = start_from(request, start_defaults(config)).spec
     except JobError as error:
         raise Failure(f"--explain: {error.message}", 2) from None
-    policy = CommandPolicy(config.policy, base_env(config.jobs))
+    policy = CommandPolicy(config.policy, config.jobs, config.sandbox)
     denied = False
     for role in roles:
         judged = policy.judge(role, spec)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import tomli
 
 from worker_svc.config.errors import Fault, Invalid, did_you_mean
-from worker_svc.config.kinds import Kind
+from worker_svc.config.kinds import Bool, Kind
 from worker_svc.config.limit_kinds import Listed
 from worker_svc.config.values import Table, quote, show, show_type
 from worker_svc.job.cgroup_limits import CgroupLimits
@@ -45,6 +45,8 @@ class PolicyRules(Table):
     allow_users: tuple[str, ...] = ()
     allow_env: tuple[str, ...] = ()
     deny_env: tuple[str, ...] = ()
+    allow_new_privs: bool = False
+    allow_sandbox_changes: bool = False
     max: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
@@ -98,6 +100,10 @@ _LISTS: Final[dict[str, tuple[str, Callable[[str], str]]]] = {
 }
 
 
+# What they allow is denied to roles below admin without them.
+_FLAGS: Final = ("allow_new_privs", "allow_sandbox_changes")
+
+
 class RulesTable(Kind[PolicyRules]):
     type_name = "table of rules"
     expects = 'a table of rules, such as { script_roots = ["/opt/jobs"] }'
@@ -119,8 +125,10 @@ class RulesTable(Kind[PolicyRules]):
     def _rule(self, name: str, raw: object) -> object:
         if name == "max":
             return _maxima(raw)
+        if name in _FLAGS:
+            return Bool().from_toml(raw)
         if name not in _LISTS:
-            raise Invalid("there is no such rule" + did_you_mean(name, (*_LISTS, "max")))
+            raise Invalid("there is no such rule" + did_you_mean(name, (*_LISTS, *_FLAGS, "max")))
         return Listed(*_LISTS[name]).from_toml(raw)
 
     def from_text(self, text: str) -> PolicyRules:

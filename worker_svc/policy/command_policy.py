@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Mapping
 from typing import NamedTuple
 
-from worker_svc.config import JobsConfig, PolicyConfig, PolicyRules
-from worker_svc.job import CheckedFile, JobSpec
+from worker_svc.config import JobsConfig, PolicyConfig, PolicyRules, SandboxConfig
+from worker_svc.job import CheckedFile, Identity, JobSpec
+from worker_svc.policy.floors import Floors, judge_floors
 from worker_svc.policy.lookup import find_command, find_script
 from worker_svc.policy.rules import DEFAULT_RULE, Decision, Denied, Files, judge, script_root_of
 
@@ -33,11 +33,12 @@ class Judged(NamedTuple):
 
 
 class CommandPolicy:
-    def __init__(self, config: PolicyConfig, base_env: Mapping[str, str]) -> None:
-        """`base_env`: what jobs get besides their own variables."""
+    def __init__(self, config: PolicyConfig, jobs: JobsConfig, sandbox: SandboxConfig) -> None:
         self._config = config
-        self._path = base_env.get("PATH")
+        self._path = base_env(jobs).get("PATH")
         self._own_user = _own_user()
+        identity = Identity(user=jobs.user, no_new_privs=jobs.no_new_privs)
+        self._floors = Floors(identity, sandbox.sandbox, self._own_user)
 
     def rules_of(self, role: str) -> list[tuple[str, PolicyRules]]:
         """Those that have something to say, by name."""
@@ -61,6 +62,7 @@ class CommandPolicy:
         allowed_by: list[str] = []
         tables = self.rules_of(role)
         try:
+            allowed_by += judge_floors(role, tables, spec, self._floors)
             for name, rules in tables:
                 allowed_by += judge(name, rules, spec, files, self._own_user)
         except Denied as denied:

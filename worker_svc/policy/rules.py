@@ -57,8 +57,10 @@ def _judge_user(name: str, rules: PolicyRules, spec: JobSpec, own_user: str) -> 
     user = spec.identity.user or own_user
     if user not in rules.allow_users:
         raise Denied(f"{name}.allow_users", f"identity.user: jobs may not run as {user}")
-    if spec.identity.group or spec.identity.groups:
-        raise Denied(f"{name}.allow_users", "identity.group: must be those of the user where users are restricted")
+    for field, value in (("group", spec.identity.group), ("groups", spec.identity.groups)):
+        if value not in ("", None):
+            text = f"identity.{field}: must be those of the user where users are restricted: leave it out"
+            raise Denied(f"{name}.allow_users", text)
 
 
 def _judge_env(name: str, rules: PolicyRules, spec: JobSpec) -> None:
