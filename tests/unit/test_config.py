@@ -613,6 +613,13 @@ def test_a_refused_value_makes_no_conflict(write: Write) -> None:
     assert problems_of(path) == ['../conf/worker.toml:2: grpc_server.use_tls: must be true or false, not "yes"']
 
 
+def test_a_limit_of_output_and_keeping_all_of_it_exclude_each_other(write: Write) -> None:
+    path = write("[output]\nmax_bytes = 10\nmax_bytes_limit = 100\npolicy = 'none'")
+    assert problems_of(path) == [
+        '../conf/worker.toml:4: output.policy: policy "none" keeps all, so max_bytes_limit cannot hold'
+    ]
+
+
 def test_a_conflict_is_judged_on_the_merged_values(write: Write) -> None:
     path = write("[grpc_server]\nclient_ca_file = 'ca.pem'")
     config = load_config(path, environ={**ENVIRON, "WORKER_SVC_GRPC_SERVER_USE_TLS": "1"})

@@ -474,7 +474,7 @@ def test_bad_input_is_named(fields: dict[str, Any], field: str) -> None:
 
 
 def test_the_operators_output_limit_holds() -> None:
-    limited = DEFAULTS._replace(output_max_bytes_limit=5000)
+    limited = DEFAULTS._replace(output_max_bytes_limit=5000, output_policy=OutputPolicy.STOP)
     assert start_from(pb.StartJobReq(**FULL), limited).spec.output_max_bytes == 4096
     for asked in (5001, 0):
         with pytest.raises(InvalidArgument, match=r"^output_max_bytes: .*5000"):
@@ -482,6 +482,8 @@ def test_the_operators_output_limit_holds() -> None:
     none: Any = pb.OutputPolicy.NONE
     with pytest.raises(InvalidArgument, match=r"^output_policy: "):
         start_from(pb.StartJobReq(command="true", output_policy=none), limited)
+    with pytest.raises(InvalidArgument, match=r"^output_policy: "):  # by default as little as on demand
+        start_from(pb.StartJobReq(command="true"), limited._replace(output_policy=OutputPolicy.NONE))
 
 
 # The maxima are defaults too, as the configuration makes them.

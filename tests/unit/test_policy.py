@@ -15,7 +15,7 @@ import pytest
 from tests.support.spawning import PATH, Launchpad, skip_unless_built
 from worker_svc.config import ConfigError, JobsConfig, PolicyConfig, SandboxConfig, Variables, load_config
 from worker_svc.config.policy_rules import RulesTable
-from worker_svc.job import CgroupLimits, Identity, JobSpec, ProcessLimits, Sandbox
+from worker_svc.job import CgroupLimits, Identity, JobSpec, OutputPolicy, ProcessLimits, Sandbox
 from worker_svc.policy import DEFAULT_RULE, CommandPolicy
 from worker_svc.policy.command_policy import Judged
 from worker_svc.supervisor.spawn import NATIVE, PYTHON, SpawnFailed
@@ -115,6 +115,9 @@ def nofile(hard: int) -> ProcessLimits:
         (JobSpec("true", timeout_s=10.5), {"max": {"timeout_s": 10}}, "max.timeout_s: 10"),
         (JobSpec("true"), {"max": {"timeout_s": 10}}, "max.timeout_s: 10"),  # none is more than any
         (JobSpec("true"), {"max": {"output_max_bytes": 10}}, "max.output_max_bytes: 10"),
+        (JobSpec("true", output_max_bytes=10), {"max": {"output_max_bytes": 10}}, ""),
+        (JobSpec("true", output_max_bytes=10, output_policy=OutputPolicy.NONE), {"max": {"output_max_bytes": 10}},
+         "max.output_max_bytes: 10"),
         (JobSpec("true", stdin_size_bytes=2), {"max": {"stdin_bytes": 1}}, "max.stdin_bytes: 1"),
         (JobSpec("true", stop_grace_s=2), {"max": {"stop_grace_s": 1}}, "max.stop_grace_s: 1"),
         (JobSpec("true", labels={"a": "b"}), {"max": {"labels": 0}}, "max.labels: 0"),

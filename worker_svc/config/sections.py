@@ -247,6 +247,8 @@ class OutputConfig(Section):
         if self.max_bytes_limit and not 0 < self.max_bytes <= self.max_bytes_limit:
             text = f"{self.max_bytes} must be from 1 to max_bytes_limit, {self.max_bytes_limit}"
             yield ("max_bytes", "max_bytes_limit"), "max_bytes " + text
+        if self.max_bytes_limit and self.policy == "none":
+            yield ("policy", "max_bytes_limit"), 'policy "none" keeps all, so max_bytes_limit cannot hold'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,11 +102,9 @@ def _output_max_bytes_from(asked: int | None, defaults: Defaults) -> int:
 
 
 def _output_policy_from(asked: pb.OutputPolicy, defaults: Defaults) -> OutputPolicy:
-    if asked == pb.OutputPolicy.UNSPECIFIED:
-        return defaults.output_policy
-    if asked not in OutputPolicy._value2member_map_:
+    if asked not in OutputPolicy._value2member_map_ and asked != pb.OutputPolicy.UNSPECIFIED:
         raise InvalidArgument("output_policy", f"there is no policy {int(asked)}")
-    policy = OutputPolicy(asked)
+    policy = defaults.output_policy if asked == pb.OutputPolicy.UNSPECIFIED else OutputPolicy(asked)
     if policy is OutputPolicy.NONE and defaults.output_max_bytes_limit:
         raise InvalidArgument("output_policy", "NONE is not allowed on this worker, which limits output_max_bytes")
     return policy

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from worker_svc.config.policy_rules import MINIMA, PolicyRules
-from worker_svc.job import JobSpec
+from worker_svc.job import JobSpec, OutputPolicy
 from worker_svc.policy.lookup import Found
 
 DEFAULT_RULE: Final = "default: everything is allowed"
@@ -101,6 +101,8 @@ def _judge_maxima(name: str, rules: PolicyRules, spec: JobSpec) -> None:
             if value is not None and value < most:
                 raise Denied(rule, f"{limit.removesuffix('_min')}: must not be below {most:g}, not {value:g}")
         elif value is None or value > most:
+            if limit == "output_max_bytes" and spec.output_policy is OutputPolicy.NONE:
+                raise Denied(rule, f"output_policy: NONE keeps all, and of output at most {most:g} bytes may be kept")
             shown = "without a limit" if value is None else f"{value:g}"
             raise Denied(rule, f"{limit}: must be at most {most:g}, not {shown}")
 
@@ -132,7 +134,7 @@ def limit_of(spec: JobSpec, limit: str) -> float | None:
         case "timeout_s":
             return spec.timeout_s or None
     assert limit == "output_max_bytes", limit
-    return spec.output_max_bytes or None
+    return None if spec.output_policy is OutputPolicy.NONE else spec.output_max_bytes or None
 
 
 def _judge_command(name: str, rules: PolicyRules, command: Found) -> Iterator[str]:
