@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import resource
 import signal
 import socket
 import sqlite3
@@ -20,16 +19,14 @@ from typing import Any, Final
 from structlog.typing import FilteringBoundLogger
 
 from worker_svc import __version__, startchecks
-from worker_svc.access import Doorkeeper
+from worker_svc.access import Doorkeeper, Role
 from worker_svc.config import Address, Config
 from worker_svc.feed import Feed
 from worker_svc.guard import Gate, HandshakeAudit
-from worker_svc.job import Identity as JobIdentity
-from worker_svc.job import JobError, LeaderExit, OutputPolicy, Transition
+from worker_svc.job import JobError, Transition
 from worker_svc.link import SupervisorError, SupervisorLink
 from worker_svc.masking import Masker
-from worker_svc.messages import Defaults
-from worker_svc.messages.limits import LimitDefaults
+from worker_svc.messages.defaults import start_defaults
 from worker_svc.output import OutputReader
 from worker_svc.policy import CommandPolicy, base_env
 from worker_svc.registration import Registration
@@ -147,16 +144,18 @@ class _Worker:
         self._feed.ring(self._sequence)
         output = OutputReader(on_degraded=lambda text: self._on_event("output.degraded", reason=text))
         doorkeeper = Doorkeeper(config.access)
+        policy = CommandPolicy(config.policy, config.jobs, config.sandbox)
+        defaults = start_defaults(config)
         service = WorkerService(
             config.state.dir,
             link,
             reader,
             self._feed,
             output,
-            start_defaults(config),
+            {role.label: defaults.within(policy.bounds_of(role.label)) for role in Role},
             self._identity(),
             Gate(doorkeeper, self._masker, self._log),
-            CommandPolicy(config.policy, config.jobs, config.sandbox),
+            policy,
         )
         server = GrpcServer(
             service,
@@ -355,42 +354,3 @@ def _settings(config: Config) -> dict[str, Any]:
 def _supervisor_options(config: Config) -> list[str]:
     chosen = {"--containment": config.supervisor.containment, "--spawner": config.supervisor.spawner}
     return [word for option, value in chosen.items() if value != "auto" for word in (option, value)]
-
-
-def start_defaults(config: Config) -> Defaults:
-    jobs = config.jobs
-    return Defaults(
-        cwd=str(jobs.cwd),
-        timeout_s=jobs.timeout_s,
-        stop_signal=jobs.stop_signal_number,
-        stop_grace_s=jobs.stop_grace_s,
-        output_max_bytes=config.output.max_bytes,
-        output_max_bytes_limit=config.output.max_bytes_limit,
-        output_policy=OutputPolicy[config.output.policy.upper()],
-        limits=_limit_defaults(config),
-    )
-
-
-def _limit_defaults(config: Config) -> LimitDefaults:
-    limits, jobs = config.limits, config.jobs
-    maxima = {name: _within_our_own(name, most) for name, most in limits.rlimit_maxima.items()}
-    process = limits.process_defaults
-    rlimits: dict[str, tuple[int, int | None]] = {name: (most, most) for name, most in maxima.items()}
-    return LimitDefaults(
-        process=process._replace(rlimits=rlimits | process.rlimits),
-        cgroup=limits.cgroup_defaults,
-        identity=JobIdentity(user=jobs.user, no_new_privs=jobs.no_new_privs),
-        sandbox=config.sandbox.sandbox,
-        leader_exit=LeaderExit[jobs.leader_exit.upper()],
-        cgroup_maxima=limits.cgroup_maxima,
-        rlimit_maxima=maxima,
-        nice_min=limits.nice_min,
-        oom_score_adj_min=limits.oom_score_adj_min,
-    )
-
-
-def _within_our_own(name: str, most: int) -> int:
-    """A maximum must not ask for more than jobs have anyway: to raise a hard limit takes a privilege."""
-    number = getattr(resource, f"RLIMIT_{name.upper()}", None)
-    own = resource.RLIM_INFINITY if number is None else resource.getrlimit(number)[1]
-    return most if own == resource.RLIM_INFINITY else min(most, own)

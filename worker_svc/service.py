@@ -7,7 +7,7 @@ import contextlib
 import sqlite3
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
@@ -31,6 +31,7 @@ from worker_svc.job import (
     check_job_id,
 )
 from worker_svc.link import SupervisorLink
+from worker_svc.messages.defaults import Defaults
 from worker_svc.output import OutputReader
 from worker_svc.output import Start as OutputStart
 from worker_svc.pb import jobscheduler as pb
@@ -62,7 +63,7 @@ class WorkerService(GuardedService):
         reader: StoreReader,
         feed: Feed,
         output: OutputReader,
-        defaults: messages.Defaults,
+        defaults: Mapping[str, Defaults],
         identity: Identity,
         gate: Gate,
         policy: CommandPolicy,
@@ -76,6 +77,7 @@ class WorkerService(GuardedService):
         self._feed = feed
         self._output = output
         self._defaults = defaults
+        """By role."""
         self._identity = identity
         # Long listings read the store in this thread, with a reader of its own, so that the event loop goes on.
         self._lister = ThreadPoolExecutor(1, thread_name_prefix="list")
@@ -92,7 +94,7 @@ class WorkerService(GuardedService):
     # The original RPCs
 
     async def start_job(self, message: pb.StartJobReq) -> pb.StartJobRes:
-        start = messages.start_from(message, self._defaults)
+        start = messages.start_from(message, self._defaults[CALL.get().role_label])
         job_id = start.job_id or str(uuid.uuid4())
         spec = await self._allowed(job_id, start.spec)
         owner = CALL.get().caller.identity

@@ -418,24 +418,27 @@ def test_the_policy_of_a_role(tmp_path: Path, peers: Peers) -> None:
     (tmp_path / "evil.sh").write_text("echo outside\n")
     rules = f"{{ allow_commands = ['/bin/sh'], script_roots = ['{root}'], max = {{ timeout_s = 60 }} }}"
     with (
-        Worker(tmp_path, POLICY_SUBMITTER=rules, JOBS_TIMEOUT_S="60", **tls_keys(peers.certs)) as worker,
+        Worker(tmp_path, POLICY_SUBMITTER=rules, **tls_keys(peers.certs)) as worker,
         peers.connect(worker.address, "red") as red,
         peers.connect(worker.address, "operator") as operator,
     ):
         job_id = red.ok("StartJob", command="sh", path=str(root / "ok.sh"), args=["x"]).jobID
-        assert red.wait(job_id).outcome == 1
+        job = red.wait(job_id)
+        # Who asks for no timeout has the most there may be.
+        assert (job.outcome, job.spec.timeout.seconds) == (1, 60)
         assert worker.output(job_id) == b"inside x\n"
         line = last_audit(worker, job_id=job_id)
         assert line["rule"] == f'policy.submitter.allow_commands: "/bin/sh", policy.submitter.script_roots: "{root}"'
         for fields, rule in {
-            ("sh", str(tmp_path / "evil.sh"), 0): "policy.submitter.script_roots",
-            ("sh", f"{root}/../evil.sh", 0): "policy.submitter.script_roots",
-            ("sh", "-c", 0): "policy.submitter.script_roots",
-            ("bash", str(root / "ok.sh"), 0): "policy.submitter.allow_commands",
+            ("sh", str(tmp_path / "evil.sh"), None): "policy.submitter.script_roots",
+            ("sh", f"{root}/../evil.sh", None): "policy.submitter.script_roots",
+            ("sh", "-c", None): "policy.submitter.script_roots",
+            ("bash", str(root / "ok.sh"), None): "policy.submitter.allow_commands",
+            ("sh", str(root / "ok.sh"), 0): "policy.submitter.max.timeout_s: 60",
             ("sh", str(root / "ok.sh"), 61): "policy.submitter.max.timeout_s: 60",
         }.items():
             command, path, timeout_s = fields
-            timeout: dict[str, Any] = {"timeout": {"seconds": timeout_s}} if timeout_s else {}
+            timeout: dict[str, Any] = {} if timeout_s is None else {"timeout": {"seconds": timeout_s}}
             answer = red.call("StartJob", command=command, path=path, **timeout)
             assert answer.name == "PERMISSION_DENIED"
             assert answer.details.endswith(f"({rule})"), answer

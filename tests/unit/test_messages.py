@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -26,7 +27,6 @@ from worker_svc.job import (
     Transition,
 )
 from worker_svc.messages import (
-    Defaults,
     Files,
     job_message,
     query_message,
@@ -34,6 +34,7 @@ from worker_svc.messages import (
     start_from,
     transition_message,
 )
+from worker_svc.messages.defaults import Defaults
 from worker_svc.messages.limits import LimitDefaults
 from worker_svc.pb import jobscheduler as pb
 
@@ -562,6 +563,80 @@ def test_beyond_a_maximum(limits: pb.Limits, said: str) -> None:
 def test_at_a_maximum() -> None:
     limits = pb.Limits(2**30, 0, 2.0, 200, 100, 50, [pb.Rlimit("nofile", 64, 64)], 0, oom_score_adj=-10)
     assert limited(limits=limits).cgroup_limits == LIMITED.limits.cgroup_maxima
+
+
+# What the policy bounds: the bound is the default of who asks for nothing, and nothing is judged.
+
+BOUNDS: dict[str, float] = {
+    "timeout_s": 30,
+    "stop_grace_s": 2.5,
+    "output_max_bytes": 500.0,
+    "stdin_bytes": 0,
+    "memory_max_bytes": 2**20,
+    "swap_max_bytes": 0,
+    "cpu_max_cores": 1.5,
+    "cpu_weight": 100,
+    "io_weight": 50,
+    "pids_max": 9,
+    "rlimits.nofile": 32,
+    "rlimits.core": 0,
+    "nice_min": 7,
+    "oom_score_adj_min": 0,
+}
+
+
+def bounded(defaults: Defaults = DEFAULTS, /, **fields: Any) -> JobSpec:
+    return start_from(sent(pb.StartJobReq(command="true", **fields)), defaults.within(BOUNDS)).spec
+
+
+def test_who_asks_for_nothing_gets_what_the_policy_allows_at_most() -> None:
+    unlimited = DEFAULTS._replace(timeout_s=0.0, output_max_bytes=0)
+    for defaults in (DEFAULTS, unlimited, LIMITED):
+        spec = bounded(defaults)
+        assert (spec.timeout_s, spec.stop_grace_s) == (30, 2.5)
+        # Where all would be kept by default, the bound brings the usual way to keep to it.
+        assert (spec.output_max_bytes, spec.output_policy) == (500, OutputPolicy.DROP_HEAD)
+        assert spec.cgroup_limits == CgroupLimits(2**20, 0, 1.5, None, 9, 50)
+        assert all(isinstance(value, int) for value in (spec.output_max_bytes, spec.cgroup_limits.memory_max_bytes))
+        assert spec.process_limits.rlimits == {"nofile": (32, 32), "core": (0, 0)}
+        assert spec.process_limits.oom_score_adj is None
+    # Stricter defaults stay.
+    strict = DEFAULTS._replace(timeout_s=1.0, output_max_bytes=7, output_policy=OutputPolicy.STOP)
+    assert (bounded(strict).timeout_s, bounded(strict).output_max_bytes) == (1, 7)
+    assert bounded(strict).output_policy is OutputPolicy.STOP
+    assert bounded(LIMITED).process_limits.nice == 7
+    assert DEFAULTS.within({}) is DEFAULTS
+
+
+def test_what_is_asked_for_stays_for_the_policy_to_judge() -> None:
+    limits = pb.Limits(memory_max_bytes=0, pids_max=50, rlimits=[pb.Rlimit("nofile", 64)], nice=0)
+    spec = bounded(timeout=timedelta(0), output_max_bytes=0, limits=limits)
+    assert (spec.timeout_s, spec.output_max_bytes) == (0, 0)
+    assert spec.cgroup_limits == CgroupLimits(None, 0, 1.5, None, 50, 50)
+    assert spec.process_limits == ProcessLimits({"nofile": (64, 64), "core": (0, 0)}, nice=0)
+
+
+@pytest.mark.parametrize(
+    "asked, limits",
+    [
+        (pb.Rlimit("nofile", soft=10), (10, 32)),  # raised by the job itself to the maximum, and no further
+        (pb.Rlimit("nofile", soft=33), (33, 33)),
+        (pb.Rlimit("nofile", soft=-1), (-1, None)),
+        (pb.Rlimit("nofile", soft=10, hard=11), (10, 11)),
+        (pb.Rlimit("stack", soft=10), (10, None)),
+    ],
+)
+def test_a_soft_limit_alone_brings_the_hard_one(asked: pb.Rlimit, limits: tuple[int, int | None]) -> None:
+    assert bounded(limits=pb.Limits(rlimits=[asked])).process_limits.rlimits[asked.name] == limits
+    # Within both maxima, that of the worker and that of the policy.
+    if limits[0] == 10 and asked.name == "nofile":
+        assert bounded(LIMITED, limits=pb.Limits(rlimits=[asked])).process_limits.rlimits[asked.name] == limits
+
+
+def test_a_maximum_asks_for_no_more_than_the_worker_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (5, 10))
+    defaults = DEFAULTS.within({"rlimits.nofile": 1000}).limits
+    assert (defaults.process.rlimits["nofile"], defaults.rlimit_hards["nofile"]) == ((10, 10), 10)
 
 
 def test_states_to_list() -> None:

@@ -126,6 +126,8 @@ def nofile(hard: int) -> ProcessLimits:
         (JobSpec("true", cgroup_limits=CgroupLimits(2**20)), {"max": {"memory_max_bytes": 2**20}}, ""),
         (JobSpec("true"), {"max": {"cpu_weight": 100}}, ""),
         (JobSpec("true", cgroup_limits=CgroupLimits(cpu_weight=9)), {"max": {"cpu_weight": 8}}, "max.cpu_weight: 8"),
+        (JobSpec("true", process_limits=ProcessLimits({"nofile": (1, None)})), {"max": {"rlimits.nofile": 9}},
+         "max.rlimits.nofile: 9"),
         (JobSpec("true", process_limits=nofile(9)), {"max": {"rlimits.nofile": 9}}, ""),
         (JobSpec("true", process_limits=nofile(10)), {"max": {"rlimits": {"nofile": 9}}}, "max.rlimits.nofile: 9"),
         (JobSpec("true", process_limits=nofile(-1)), {"max": {"rlimits.nofile": 9}}, "max.rlimits.nofile: 9"),
@@ -139,6 +141,36 @@ def test_rules_without_files(spec: JobSpec, rules: dict[str, Any], rule: str) ->
     if rule:
         assert decision.rule == f"policy.submitter.{rule}"
         assert decision.reason
+
+
+def test_bounds_are_the_strictest_of_all_tables() -> None:
+    config = PolicyConfig(
+        all=RulesTable().from_toml({"max": {"timeout_s": 10, "nice_min": 5, "args": 3}}),
+        operator=RulesTable().from_toml({"max": {"timeout_s": 20, "nice_min": 0, "env": 1}}),
+    )
+    both = CommandPolicy(config, JOBS, SandboxConfig())
+    assert both.bounds_of("operator") == {"timeout_s": 10, "nice_min": 5, "args": 3, "env": 1}
+    assert both.bounds_of("admin") == {"timeout_s": 10, "nice_min": 5, "args": 3}
+
+
+@pytest.mark.parametrize(
+    "limit, value",
+    [
+        ("timeout_s", 0),
+        ("timeout_s", -1),
+        ("output_max_bytes", 0),
+        ("memory_max_bytes", 1000),
+        ("pids_max", 0),
+        ("cpu_weight", 10_001),
+        ("args", -1),
+        ("rlimits.nofile", -1),
+        ("nice_min", -21),
+    ],
+)
+def test_a_maximum_that_makes_no_sense(limit: str, value: int) -> None:
+    rules = f"{{ max = {{ '{limit}' = {value} }} }}"
+    with pytest.raises(ConfigError, match=rf"max: .*{limit}.*must be from \S+ to \S+, not {value}"):
+        load_config(None, environ={"HOME": "/", "WORKER_SVC_POLICY_ALL": rules})
 
 
 # As whom, and what it gets to see: floors

@@ -55,9 +55,9 @@ def _check_files(config: Config, file: str, *, is_named: bool) -> None:
 
 
 def _explain(config: Config, line: str, roles: Sequence[str], cwd: str, env: dict[str, str]) -> int:
-    from worker_svc.app import start_defaults
     from worker_svc.job import JobError
     from worker_svc.messages import start_from
+    from worker_svc.messages.defaults import start_defaults
     from worker_svc.pb.jobscheduler import StartJobReq
     from worker_svc.policy import CommandPolicy
 

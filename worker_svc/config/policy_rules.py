@@ -8,27 +8,38 @@ from typing import Any, Final
 
 import tomli
 
+from worker_svc.config.declare import A_MOMENT_S
 from worker_svc.config.errors import Fault, Invalid, did_you_mean
 from worker_svc.config.kinds import Bool, Kind
 from worker_svc.config.limit_kinds import Listed
 from worker_svc.config.values import Table, quote, show, show_type
-from worker_svc.job.cgroup_limits import CgroupLimits
-from worker_svc.job.limits import RLIMIT_NAMES
-
-# What a job has that a rule can bound, besides `rlimits.NAME`.
-MAXIMA: Final = (
-    "args",
-    "env",
-    "labels",
-    "stdin_bytes",
-    "timeout_s",
-    "stop_grace_s",
-    "output_max_bytes",
-    "oom_score_adj_min",
-    "nice_min",
-    *CgroupLimits._fields,
-    *(f"rlimits.{name}" for name in RLIMIT_NAMES),
+from worker_svc.job.cgroup_limits import (
+    CPU_CORES_CEILING,
+    CPU_CORES_FLOOR,
+    MEMORY_MAX_FLOOR_BYTES,
+    PIDS_CEILING,
+    WEIGHT_MAX,
 )
+from worker_svc.job.limits import RLIMIT_MAX, RLIMIT_NAMES
+from worker_svc.job.spec import DURATION_MAX_S
+
+_BYTES_MAX: Final = 2**63 - 1
+# What a job has that a rule can bound, and from where to where a bound makes sense: it can become a job's own limit.
+MAXIMA: Final[dict[str, tuple[float, float]]] = {
+    **dict.fromkeys(("args", "env", "labels", "stdin_bytes"), (0, _BYTES_MAX)),
+    "timeout_s": (A_MOMENT_S, DURATION_MAX_S),
+    "stop_grace_s": (0, DURATION_MAX_S),
+    "output_max_bytes": (1, _BYTES_MAX),
+    "oom_score_adj_min": (-1000, 1000),
+    "nice_min": (-20, 19),
+    "memory_max_bytes": (MEMORY_MAX_FLOOR_BYTES, _BYTES_MAX),
+    "swap_max_bytes": (0, _BYTES_MAX),
+    "cpu_max_cores": (CPU_CORES_FLOOR, CPU_CORES_CEILING),
+    "cpu_weight": (1, WEIGHT_MAX),
+    "pids_max": (1, PIDS_CEILING),
+    "io_weight": (1, WEIGHT_MAX),
+    **{f"rlimits.{name}": (0, RLIMIT_MAX) for name in RLIMIT_NAMES},
+}
 # Of these too little is too much.
 MINIMA: Final = ("oom_score_adj_min", "nice_min")
 
@@ -152,6 +163,9 @@ def _maxima(raw: object) -> dict[str, float]:
             faults.append(Fault("there is no such limit" + did_you_mean(name, MAXIMA), (name,)))
         elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             faults.append(Fault(f"must be a number, not {show(value)}", (name,)))
+        elif not MAXIMA[name][0] <= value <= MAXIMA[name][1]:
+            low, high = MAXIMA[name]
+            faults.append(Fault(f"must be from {low:.15g} to {high:.15g}, not {show(value)}", (name,)))
         else:
             found[name] = value
     if faults:

@@ -22,8 +22,8 @@ from worker_svc.job import (
     parse_signal,
     signal_name,
 )
+from worker_svc.messages.defaults import Defaults
 from worker_svc.messages.limits import (
-    LimitDefaults,
     asked_for,
     cgroup_limits_from,
     identity_from,
@@ -38,20 +38,6 @@ from worker_svc.pb import jobscheduler as pb
 
 LIST_PAGE_MAX = 1000
 LIST_PAGE_DEFAULT = 100
-
-
-class Defaults(NamedTuple):
-    """What a request that does not say otherwise means on this worker."""
-
-    cwd: str
-    timeout_s: float
-    stop_signal: int
-    stop_grace_s: float
-    output_max_bytes: int
-    output_max_bytes_limit: int
-    """Zero: none."""
-    output_policy: OutputPolicy
-    limits: LimitDefaults = LimitDefaults()
 
 
 class Start(NamedTuple):

@@ -21,7 +21,7 @@ from worker_svc.pb import jobscheduler as pb
 
 # Of all others zero means that there is to be none.
 _ZERO_IS_A_LIMIT = "swap_max_bytes"
-_WEIGHTS = ("cpu_weight", "io_weight")
+WEIGHTS = ("cpu_weight", "io_weight")
 
 
 class LimitDefaults(NamedTuple):
@@ -38,6 +38,8 @@ class LimitDefaults(NamedTuple):
     cgroup_maxima: CgroupLimits = CgroupLimits()
     rlimit_maxima: dict[str, int] = {}  # noqa: RUF012 - never mutated; NamedTuple has no default_factory
     """Of the hard limits."""
+    rlimit_hards: dict[str, int] = {}  # noqa: RUF012
+    """Hard limits of who asks for lower soft ones only. More may be asked for: it is the policy that judges."""
     nice_min: int | None = None
     oom_score_adj_min: int | None = None
 
@@ -52,7 +54,7 @@ def cgroup_limits_from(message: pb.Limits | None, defaults: LimitDefaults) -> Cg
             continue
         most = getattr(defaults.cgroup_maxima, name)
         is_unlimited = value == 0 and name != _ZERO_IS_A_LIMIT
-        effective = (WEIGHT_DEFAULT if name in _WEIGHTS else math.inf) if is_unlimited else value
+        effective = (WEIGHT_DEFAULT if name in WEIGHTS else math.inf) if is_unlimited else value
         if most is not None and effective > most:
             raise _too_much(f"limits.{name}", f"{most:.15g}", "unlimited" if effective == math.inf else effective)
         changes[name] = None if is_unlimited else value
@@ -64,7 +66,7 @@ def process_limits_from(message: pb.Limits | None, defaults: LimitDefaults) -> P
         return defaults.process
     limits = defaults.process
     if message.rlimits:
-        limits = limits._replace(rlimits={**limits.rlimits, **_rlimits_from(message.rlimits, defaults.rlimit_maxima)})
+        limits = limits._replace(rlimits={**limits.rlimits, **_rlimits_from(message.rlimits, defaults)})
     for name in ("nice", "umask", "oom_score_adj"):
         value = getattr(message, name)
         if value is None:
@@ -80,7 +82,7 @@ def process_limits_from(message: pb.Limits | None, defaults: LimitDefaults) -> P
     return limits
 
 
-def _rlimits_from(asked: list[pb.Rlimit], maxima: dict[str, int]) -> dict[str, tuple[int, int | None]]:
+def _rlimits_from(asked: list[pb.Rlimit], defaults: LimitDefaults) -> dict[str, tuple[int, int | None]]:
     limits: dict[str, tuple[int, int | None]] = {}
     for one in asked:
         name = rlimit_name(one.name)
@@ -92,7 +94,9 @@ def _rlimits_from(asked: list[pb.Rlimit], maxima: dict[str, int]) -> dict[str, t
             soft = hard
         if soft is None:
             raise InvalidArgument(field, "soft or hard must be given: a number, -1 for unlimited")
-        most = maxima.get(name)
+        if hard is None and soft > UNLIMITED and name in defaults.rlimit_hards:
+            hard = max(soft, defaults.rlimit_hards[name])
+        most = defaults.rlimit_maxima.get(name)
         if most is not None:
             for value in (soft, hard):
                 if value is not None and (value == UNLIMITED or value > most):

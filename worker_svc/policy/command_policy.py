@@ -7,6 +7,7 @@ import pwd
 from typing import NamedTuple
 
 from worker_svc.config import JobsConfig, PolicyConfig, PolicyRules, SandboxConfig
+from worker_svc.config.policy_rules import MINIMA
 from worker_svc.job import CheckedFile, Identity, JobSpec
 from worker_svc.policy.floors import Floors, judge_floors
 from worker_svc.policy.lookup import find_command, find_script
@@ -44,6 +45,15 @@ class CommandPolicy:
         """Those that have something to say, by name."""
         named = (("policy.all", self._config.all), (f"policy.{role}", getattr(self._config, role, PolicyRules())))
         return [(name, rules) for name, rules in named if rules != PolicyRules()]
+
+    def bounds_of(self, role: str) -> dict[str, float]:
+        """The least of the maxima, and the most of the minima, of all tables for it."""
+        bounds: dict[str, float] = {}
+        for _, rules in self.rules_of(role):
+            for limit, value in rules.max.items():
+                stricter = max if limit in MINIMA else min
+                bounds[limit] = stricter(bounds.get(limit, value), value)
+        return bounds
 
     def looks_at_files(self, role: str) -> bool:
         return any(rules.restricts_programs for _, rules in self.rules_of(role))

@@ -110,9 +110,9 @@ def _judge_maxima(name: str, rules: PolicyRules, spec: JobSpec) -> None:
 def limit_of(spec: JobSpec, limit: str) -> float | None:
     """What the job has of a limit; None: no limit (of a minimum: what the supervisor has)."""
     if limit.startswith("rlimits."):
-        soft, hard = spec.process_limits.rlimits.get(limit.removeprefix("rlimits."), (-1, -1))
-        highest = soft if hard is None else hard
-        return None if highest < 0 else highest
+        # Without a hard limit of its own, a job has the worker's, up to which it can raise the soft one.
+        _, hard = spec.process_limits.rlimits.get(limit.removeprefix("rlimits."), (0, None))
+        return None if hard is None or hard < 0 else hard
     if limit in MINIMA:
         value: float | None = getattr(spec.process_limits, limit.removesuffix("_min"))
         return value
