@@ -25,6 +25,7 @@ from worker_svc.access import RPCS, UNKNOWN_RPC, Caller, Doorkeeper, Role, Rpc, 
 from worker_svc.job import JobError, JobNotFound, JobRecord, PermissionDenied, Unavailable, check_job_id
 from worker_svc.masking import Masker
 from worker_svc.pb import jobscheduler as pb
+from worker_svc.policy import Decision
 
 _DRAINING: Final = "the worker is shutting down: connect again, and go on from where you were"
 _OWN_JOBS_ONLY: Final = "own jobs only"
@@ -141,6 +142,10 @@ class GuardedService(pb.WorkerBase):
         """None: there is no such job. Takes as long either way."""
         raise NotImplementedError
 
+    def _denial_of(self, call: Call, request: Any) -> Decision | None:
+        """What the policy has against a request that its role may make."""
+        return None
+
     def __mapping__(self) -> dict[str, grpclib.const.Handler]:
         return {
             path: handler._replace(func=self._guarded(path.rpartition("/")[2], handler))
@@ -219,6 +224,10 @@ class GuardedService(pb.WorkerBase):
                 call.deny(job_id, _OWN_JOBS_ONLY, owner=owner or "")
                 raise JobNotFound
         if call.rpc.mutates and call.rpc.scope is not Scope.START:  # of a start the policy has still to decide
+            denied = self._denial_of(call, request)
+            if denied is not None:
+                call.deny(job_id, denied.rule)
+                raise PermissionDenied(f"{denied.reason} ({denied.rule})")
             call.allow(job_id, f"role {call.role_label}: {call.verdict.value}")
 
     def _refuse(self, call: Call, job_id: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from worker_svc import __version__, messages
 from worker_svc.feed import Feed
-from worker_svc.guard import CALL, Gate, GuardedService
+from worker_svc.guard import CALL, Call, Gate, GuardedService
 from worker_svc.job import (
     DeadlineExceeded,
     InvalidArgument,
@@ -35,7 +35,7 @@ from worker_svc.messages.defaults import Defaults
 from worker_svc.output import OutputReader
 from worker_svc.output import Start as OutputStart
 from worker_svc.pb import jobscheduler as pb
-from worker_svc.policy import CommandPolicy, Lookups
+from worker_svc.policy import CommandPolicy, Decision, Lookups
 from worker_svc.supervisor.retention import KeepLimits, Kept, excess
 from worker_svc.supervisor.store import FinishedRow, StoreReader, output_path, stderr_path
 
@@ -85,6 +85,11 @@ class WorkerService(GuardedService):
 
     def _owner_of(self, job_id: str) -> str | None:
         return self._reader.owner_of(job_id)
+
+    def _denial_of(self, call: Call, request: Any) -> Decision | None:
+        if not isinstance(request, pb.StopJobReq) or request.grace is None:
+            return None
+        return self._policy.denial_of_grace(call.role_label, request.grace.total_seconds())
 
     def close(self) -> None:
         self._lister.shutdown(cancel_futures=True)

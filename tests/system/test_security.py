@@ -478,6 +478,25 @@ def test_nobody_below_admin_becomes_another_user_or_leaves_the_sandbox(tmp_path:
             assert worker.output(job_id) == f"{user}\n".encode()
 
 
+def test_a_stop_gives_no_longer_grace_than_the_policy(tmp_path: Path, peers: Peers) -> None:
+    keys = {**tls_keys(peers.certs), "POLICY_SUBMITTER": "{ max = { stop_grace_s = 2 } }"}
+    with (
+        Worker(tmp_path, **keys) as worker,
+        peers.connect(worker.address, "red") as red,
+        peers.connect(worker.address, "operator") as operator,
+    ):
+        job_id = red.start(*programs.SLEEP)
+        assert red.ok("QueryJob", jobID=job_id).job.spec.stop_grace.seconds == 2
+        answer = red.call("StopJob", jobID=job_id, grace={"seconds": 3})
+        rule = "policy.submitter.max.stop_grace_s: 2"
+        assert (answer.name, answer.details) == ("PERMISSION_DENIED", f"grace: must be at most 2 s, not 3 ({rule})")
+        assert [
+            (line["decision"], line["rule"]) for line in worker.log_events("audit") if line["rpc"] == "StopJob"
+        ] == [("denied", rule)]
+        assert red.ok("QueryJob", jobID=job_id).job.state == 3
+        operator.ok("StopJob", jobID=job_id, grace={"seconds": 3}, wait=True)
+
+
 def test_a_script_that_is_swapped_while_its_job_waits_is_not_run(tmp_path: Path, peers: Peers) -> None:
     root = tmp_path / "root"
     root.mkdir()

@@ -153,6 +153,15 @@ def test_bounds_are_the_strictest_of_all_tables() -> None:
     assert both.bounds_of("admin") == {"timeout_s": 10, "nice_min": 5, "args": 3}
 
 
+def test_the_grace_of_a_stop_is_bounded_as_the_jobs() -> None:
+    both = CommandPolicy(PolicyConfig(all=RulesTable().from_toml({"max": {"stop_grace_s": 5}})), JOBS, SandboxConfig())
+    for role in ("admin", "submitter"):
+        assert both.denial_of_grace(role, 5) is None
+        denied = both.denial_of_grace(role, 5.5)
+        assert denied == (False, "policy.all.max.stop_grace_s: 5", "grace: must be at most 5 s, not 5.5")
+    assert policy().denial_of_grace(ROLE, 1e6) is None
+
+
 @pytest.mark.parametrize(
     "limit, value",
     [

@@ -83,6 +83,16 @@ class CommandPolicy:
             True, ", ".join(allowed_by) or f"{' and '.join(name for name, _ in tables)}: nothing against it"
         )
 
+    def denial_of_grace(self, role: str, grace_s: float) -> Decision | None:
+        """Of a stop's own grace: it would else undo the maximum of the job's."""
+        for name, rules in self.rules_of(role):
+            most = rules.max.get("stop_grace_s")
+            if most is not None and grace_s > most:
+                return Decision(
+                    False, f"{name}.max.stop_grace_s: {most:g}", f"grace: must be at most {most:g} s, not {grace_s:g}"
+                )
+        return None
+
     def judge(self, role: str, spec: JobSpec) -> Judged:
         """Looks up and decides. For threads."""
         files = self.look_up(role, spec)
