@@ -112,9 +112,10 @@ class WorkerService(GuardedService):
     async def _allowed(self, job_id: str, spec: JobSpec) -> JobSpec:
         """With the files that the policy has looked at. Raises PermissionDenied, naming the rule."""
         call = CALL.get()
-        judge = partial(self._policy.judge, call.role_label, spec)
-        looks_at_files = self._policy.looks_at_files(call.role_label)
-        judged = await self._lookups.run(judge) if looks_at_files else judge()
+        judged = self._policy.judge_request(call.role_label, spec)
+        if judged is None:
+            judge = partial(self._policy.judge_files, call.role_label, spec)
+            judged = await self._lookups.run(call.caller.identity, " ".join(spec.argv[: 1 + bool(spec.path)]), judge)
         if not judged.decision.allowed:
             call.deny(job_id, judged.decision.rule)
             raise PermissionDenied(f"{judged.decision.reason} ({judged.decision.rule})")

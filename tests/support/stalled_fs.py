@@ -10,12 +10,36 @@ import ctypes
 import os
 import select
 import struct
+import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LOOKUP, FORGET, GETATTR, OPEN, INIT, INTERRUPT, BATCH_FORGET = 1, 2, 3, 14, 26, 36, 42
 ENOSYS, EINTR = 38, 4
 MNT_DETACH = 2
+
+
+class NotMounted(Exception):
+    """There can be no such file system here; the text says why."""
+
+
+@contextmanager
+def mounted(mount_point: str) -> Iterator[None]:
+    """Raises NotMounted."""
+    if os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise NotMounted("needs root and /dev/fuse for a file system that hangs")
+    server = subprocess.Popen(
+        [sys.executable, __file__, mount_point], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout
+    try:
+        if server.stdout.readline() != "ready\n":
+            raise NotMounted("FUSE cannot be mounted here")
+        yield
+    finally:
+        server.communicate("")
 
 
 def attributes(node: int) -> bytes:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import os
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from tests.support import programs
+from tests.support import programs, stalled_fs
 from tests.support.peers import Answer, Peer, Peers
 from tests.support.workers import PATIENCE_S, Worker
 from worker_svc.access import RPCS, Role, Scope, Verdict
@@ -495,6 +497,53 @@ def test_a_stop_gives_no_longer_grace_than_the_policy(tmp_path: Path, peers: Pee
         ] == [("denied", rule)]
         assert red.ok("QueryJob", jobID=job_id).job.state == 3
         operator.ok("StopJob", jobID=job_id, grace={"seconds": 3}, wait=True)
+
+
+@pytest.fixture
+def stalled(tmp_path: Path) -> Iterator[Path]:
+    """Where a file system is mounted that hangs when a file on it is opened for reading."""
+    mount_point = tmp_path / "stalled"
+    mount_point.mkdir()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(stalled_fs.mounted(str(mount_point)))
+        except stalled_fs.NotMounted as reason:
+            pytest.skip(str(reason))
+        yield mount_point
+
+
+def test_a_file_system_that_hangs_holds_up_only_who_uses_it(tmp_path: Path, peers: Peers, stalled: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "ok.sh").write_text("#!/bin/sh\n")
+    (root / "ok.sh").chmod(0o755)
+    keys = {
+        **tls_keys(peers.certs),
+        "POLICY_SUBMITTER": f"{{ script_roots = ['{root}', '{stalled}'] }}",
+        "POLICY_OPERATOR": f"{{ allow_commands = ['/bin/true'], script_roots = ['{stalled}'] }}",
+    }
+    with Worker(tmp_path, **keys) as worker, ExitStack() as stack:
+        red, blue, operator = (
+            stack.enter_context(peers.connect(worker.address, name)) for name in ("red", "blue", "operator")
+        )
+        pool = stack.enter_context(ThreadPoolExecutor(40))
+        hanging = [pool.submit(red.call, "StartJob", command=str(stalled / "program")) for _ in range(40)]
+        took_s = []
+        for _ in range(20):
+            begun_s = time.monotonic()
+            blue.ok("StartJob", command=str(root / "ok.sh"))
+            took_s.append(time.monotonic() - begun_s)
+        assert max(took_s) < 1
+        # What its path forbids is not opened: no need to wait for that.
+        denied = operator.call("StartJob", command=str(stalled / "program"), deadline_s=2)
+        assert (denied.name, "policy.operator.allow_commands" in denied.details) == ("PERMISSION_DENIED", True)
+        assert not any(call.done() for call in hanging)
+        answers = [call.result() for call in hanging]
+        assert {answer.name for answer in answers} == {"UNAVAILABLE"}
+        own = [answer for answer in answers if f"has not answered for 10 s about {stalled}/program" in answer.details]
+        assert len(own) == 4
+        assert all("earlier starts of yours" in answer.details for answer in answers if answer not in own)
+        blue.ok("StartJob", command=str(root / "ok.sh"), deadline_s=1)
 
 
 def test_a_script_that_is_swapped_while_its_job_waits_is_not_run(tmp_path: Path, peers: Peers) -> None:

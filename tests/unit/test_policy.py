@@ -354,11 +354,61 @@ def test_scripts_below_a_root(jobs: Path) -> None:
     assert [file.field for file in direct.checked] == ["command"]
 
 
+def test_a_script_that_cannot_be_executed_is_said_to_be_so(jobs: Path) -> None:
+    (jobs / "ok.sh").chmod(0o644)
+    judged = judge(JobSpec(str(jobs / "ok.sh")), script_roots=[str(jobs)])
+    assert (judged.decision.allowed, judged.problem) == (True, f"command: {jobs / 'ok.sh'} is not executable")
+
+
 def test_an_interpreter_below_a_root_makes_no_script_harmless(jobs: Path, tmp_path: Path) -> None:
     shutil.copy(os.path.realpath(shutil.which("sh", path=PATH) or ""), jobs / "sh")
     for spec in (JobSpec(str(jobs / "sh"), str(outside(tmp_path))), JobSpec(str(jobs / "sh"), "-c", ("echo x",))):
         assert denial(spec, script_roots=[str(jobs)])[0] == "policy.submitter.script_roots"
     assert is_allowed(JobSpec(str(jobs / "sh"), str(jobs / "ok.sh")), script_roots=[str(jobs)])
+
+
+def test_a_first_word_that_one_table_takes_for_a_script_is_an_argument_to_the_other(jobs: Path, tmp_path: Path) -> None:
+    """To the first table the command is the script, to the second it is an interpreter like any."""
+    tool, data = script(jobs / "tool", "x"), script(outside(tmp_path).parent / "data", "y")
+    config = PolicyConfig(
+        all=RulesTable().from_toml({"script_roots": [str(jobs)], "allow_args": ["--ok"]}),
+        submitter=RulesTable().from_toml({"script_roots": [str(data.parent)]}),
+    )
+    decision = CommandPolicy(config, JOBS, SandboxConfig()).judge(ROLE, JobSpec(str(tool), str(data), cwd="/")).decision
+    assert (decision.rule, decision.reason) == (
+        "policy.all.allow_args", "path: is not among the arguments allowed",
+    )  # fmt: skip
+
+
+def test_nothing_is_opened_for_reading_that_no_rule_asks_about(
+    jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    real = os.open
+
+    def watched(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if not flags & os.O_PATH:
+            opened.append(str(path))
+        return real(path, flags, *rest, **more)
+
+    evil = outside(tmp_path)
+    monkeypatch.setattr(os, "open", watched)
+    assert not is_allowed(JobSpec(str(evil)), allow_commands=["/bin/true"], script_roots=[str(evil.parent)])
+    assert not is_allowed(JobSpec(str(evil)), script_roots=[str(jobs)])
+    assert is_allowed(JobSpec(str(evil)), allow_commands=[str(evil)])
+    assert is_allowed(JobSpec("sh", str(jobs / "ok.sh")), script_roots=[str(jobs)])
+    assert not opened
+    assert is_allowed(JobSpec(str(jobs / "ok.sh")), script_roots=[str(jobs)])
+    assert len(opened) == 1
+
+
+def test_what_the_request_alone_decides_looks_at_no_file() -> None:
+    rules: dict[str, Any] = {"allow_commands": ["/bin/true"], "deny_args": ["x"], "max": {"args": 1}}
+    for spec in (JobSpec("true", args=("a", "b")), JobSpec("true", args=("a", "x")), JobSpec("true", env={"A": ""})):
+        judged = policy(**rules).judge_request(ROLE, spec)
+        assert judged is not None
+        assert not judged.decision.allowed
+    assert policy(**rules).judge_request(ROLE, JobSpec("true")) is None
 
 
 # No way round

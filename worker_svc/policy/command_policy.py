@@ -9,9 +9,19 @@ from typing import NamedTuple
 from worker_svc.config import JobsConfig, PolicyConfig, PolicyRules, SandboxConfig
 from worker_svc.config.policy_rules import MINIMA
 from worker_svc.job import CheckedFile, Identity, JobSpec
-from worker_svc.policy.floors import Floors, judge_floors
-from worker_svc.policy.lookup import find_command, find_script
-from worker_svc.policy.rules import DEFAULT_RULE, Decision, Denied, Files, judge, script_root_of
+from worker_svc.policy.floors import Floors, Tables, judge_floors
+from worker_svc.policy.lookup import Found, find_command, find_script, read_kind
+from worker_svc.policy.rules import (
+    DEFAULT_RULE,
+    Decision,
+    Denied,
+    Files,
+    judge_command,
+    judge_request,
+    judge_script,
+    root_of,
+    script_root_of,
+)
 
 
 class Judged(NamedTuple):
@@ -55,34 +65,6 @@ class CommandPolicy:
                 bounds[limit] = stricter(bounds.get(limit, value), value)
         return bounds
 
-    def looks_at_files(self, role: str) -> bool:
-        return any(rules.restricts_programs for _, rules in self.rules_of(role))
-
-    def look_up(self, role: str, spec: JobSpec) -> Files:
-        """What `decide` must know of the machine. Can hang on a dead file system: for threads."""
-        rules = [rules for _, rules in self.rules_of(role) if rules.restricts_programs]
-        if not rules:
-            return Files()
-        command = find_command(spec.command, spec.env.get("PATH", self._path), spec.cwd)
-        takes_script = any(table.script_roots and not script_root_of(command, table) for table in rules)
-        first = spec.argv[1:2]
-        return Files(command, find_script(first[0], spec.cwd) if first and takes_script else None)
-
-    def decide(self, role: str, spec: JobSpec, files: Files) -> Decision:
-        allowed_by: list[str] = []
-        tables = self.rules_of(role)
-        try:
-            allowed_by += judge_floors(role, tables, spec, self._floors)
-            for name, rules in tables:
-                allowed_by += judge(name, rules, spec, files, self._own_user)
-        except Denied as denied:
-            return denied.decision
-        if not tables:
-            return Decision(True, DEFAULT_RULE)
-        return Decision(
-            True, ", ".join(allowed_by) or f"{' and '.join(name for name, _ in tables)}: nothing against it"
-        )
-
     def denial_of_grace(self, role: str, grace_s: float) -> Decision | None:
         """Of a stop's own grace: it would else undo the maximum of the job's."""
         for name, rules in self.rules_of(role):
@@ -94,9 +76,55 @@ class CommandPolicy:
         return None
 
     def judge(self, role: str, spec: JobSpec) -> Judged:
-        """Looks up and decides. For threads."""
-        files = self.look_up(role, spec)
-        return Judged(self.decide(role, spec, files), files)
+        return self.judge_request(role, spec) or self.judge_files(role, spec)
+
+    def judge_request(self, role: str, spec: JobSpec) -> Judged | None:
+        """As far as the request alone decides. None: files have a say in it."""
+        tables = self.rules_of(role)
+        try:
+            allowed_by = judge_floors(role, tables, spec, self._floors)
+            for name, rules in tables:
+                judge_request(name, rules, spec, self._own_user)
+            if any(rules.restricts_programs for _, rules in tables):
+                return None
+            for name, rules in tables:
+                allowed_by += judge_script(name, rules, spec, Files())
+        except Denied as denied:
+            return Judged(denied.decision, Files())
+        return Judged(_allowed(tables, allowed_by), Files())
+
+    def judge_files(self, role: str, spec: JobSpec) -> Judged:
+        """The rest: looks them up and decides. Can hang on a dead file system: for threads."""
+        tables = self.rules_of(role)
+        command = find_command(spec.command, spec.env.get("PATH", self._path), spec.cwd)
+        files = Files(command)
+        try:
+            allowed_by = judge_floors(role, tables, spec, self._floors)
+            for name, rules in tables:
+                allowed_by += judge_command(name, rules, command)
+            # Nothing is opened for reading, nor looked for, of what is denied by its path.
+            files = _with_script(tables, spec, command)
+            for name, rules in tables:
+                allowed_by += judge_script(name, rules, spec, files)
+        except Denied as denied:
+            return Judged(denied.decision, files)
+        return Judged(_allowed(tables, allowed_by), files)
+
+
+def _with_script(tables: Tables, spec: JobSpec, command: Found) -> Files:
+    """Whether the command is a script and, unless it is one below a root, the file that it would interpret."""
+    with_roots = [rules for _, rules in tables if rules.script_roots]
+    if any(root_of(command, rules) for rules in with_roots):
+        command = read_kind(command)
+    first = spec.argv[1:2]
+    takes_script = any(not script_root_of(command, rules) for rules in with_roots)
+    return Files(command, find_script(first[0], spec.cwd) if first and takes_script else None)
+
+
+def _allowed(tables: Tables, by: list[str]) -> Decision:
+    if not tables and not by:
+        return Decision(True, DEFAULT_RULE)
+    return Decision(True, ", ".join(by) or f"{' and '.join(name for name, _ in tables)}: nothing against it")
 
 
 def base_env(config: JobsConfig) -> dict[str, str]:

@@ -26,7 +26,7 @@ class Found(NamedTuple):
     inode: int = 0
     changed_ns: int = 0
     is_script: bool = False
-    """Whether it names its interpreter in its first line (#!)."""
+    """Whether it names its interpreter in its first line (#!), as far as that was looked at: see `read_kind`."""
     problem: str = ""
     """Why it cannot be used; empty: it can."""
 
@@ -55,6 +55,18 @@ def find_script(path: str, cwd: str) -> Found:
     return _find(path, cwd, is_program=False)
 
 
+def read_kind(found: Found) -> Found:
+    """With `is_script`, which takes opening it for reading: that hangs where nothing else of a look-up does."""
+    try:
+        with _opened(found.path) as fd:
+            now = os.fstat(fd)
+            is_same = (now.st_dev, now.st_ino, now.st_ctime_ns) == (found.device, found.inode, found.changed_ns)
+            is_script = is_same and stat.S_ISREG(now.st_mode) and _begins_as_script(fd)
+            return found._replace(is_script=is_script)
+    except (OSError, ValueError):  # it is not there, or no longer
+        return found
+
+
 def _find(path: str, cwd: str, *, is_program: bool) -> Found:
     whole = os.path.join(cwd or "/", path)
     try:
@@ -62,9 +74,8 @@ def _find(path: str, cwd: str, *, is_program: bool) -> Found:
         with _opened(whole) as fd:
             real = os.readlink(f"/proc/self/fd/{fd}")
             found = os.fstat(fd)
-            is_script = stat.S_ISREG(found.st_mode) and _begins_as_script(fd)
         problem = _problem(real, found, is_program)
-        return Found(named, real, found.st_dev, found.st_ino, found.st_ctime_ns, is_script, problem)
+        return Found(named, real, found.st_dev, found.st_ino, found.st_ctime_ns, problem=problem)
     except (OSError, ValueError) as error:  # ValueError: NUL
         text = error.strerror if isinstance(error, OSError) else None
         # Where it would be: an answer must not tell what is there and what is not outside of the roots.

@@ -38,17 +38,12 @@ class Denied(Exception):
         self.decision = Decision(False, rule, reason)
 
 
-def judge(name: str, rules: PolicyRules, spec: JobSpec, files: Files, own_user: str) -> list[str]:
-    """The rules that allow it, if any has a say in it. Raises Denied."""
-    allowed_by: list[str] = []
+def judge_request(name: str, rules: PolicyRules, spec: JobSpec, own_user: str) -> None:
+    """As far as no file has a say in it. Raises Denied."""
     _judge_user(name, rules, spec, own_user)
     _judge_env(name, rules, spec)
-    _judge_args(name, rules, spec, files)
+    _judge_words(name, rules, _words(spec)[1:])
     _judge_maxima(name, rules, spec)
-    if files.command is not None:
-        allowed_by += _judge_command(name, rules, files.command)
-        allowed_by += _judge_script(name, rules, spec, files)
-    return allowed_by
 
 
 def _judge_user(name: str, rules: PolicyRules, spec: JobSpec, own_user: str) -> None:
@@ -78,14 +73,19 @@ def _judge_env(name: str, rules: PolicyRules, spec: JobSpec) -> None:
             raise Denied(f"{name}.allow_env", text)
 
 
-def _judge_args(name: str, rules: PolicyRules, spec: JobSpec, files: Files) -> None:
+Words = list[tuple[str, str]]
+
+
+def _words(spec: JobSpec) -> Words:
+    """What the command is given, each with the field it is from."""
     fields = [f"args[{index}]" for index in range(len(spec.args))]
     if spec.path:
         fields.insert(0, "path")
-    words = list(zip(fields, spec.argv[1:], strict=True))
-    # A script is judged by where it lies; elsewhere `path` is an argument like others.
-    is_script = bool(rules.script_roots) and files.script is not None
-    for field, text in words[1:] if is_script else words:
+    return list(zip(fields, spec.argv[1:], strict=True))
+
+
+def _judge_words(name: str, rules: PolicyRules, words: Words) -> None:
+    for field, text in words:
         denied_by = _first(rules.deny_args, lambda pattern, text=text: bool(re.search(pattern, text)))  # type: ignore[misc]
         if denied_by:
             raise Denied(f'{name}.deny_args: "{denied_by}"', f"{field}: is not allowed")
@@ -137,7 +137,7 @@ def limit_of(spec: JobSpec, limit: str) -> float | None:
     return None if spec.output_policy is OutputPolicy.NONE else spec.output_max_bytes or None
 
 
-def _judge_command(name: str, rules: PolicyRules, command: Found) -> Iterator[str]:
+def judge_command(name: str, rules: PolicyRules, command: Found) -> Iterator[str]:
     denied_by = _first(rules.deny_commands, lambda pattern: _is_denied(command, pattern))
     if denied_by:
         raise Denied(f'{name}.deny_commands: "{denied_by}"', f"command: {command.named} is not allowed")
@@ -154,12 +154,15 @@ def _judge_command(name: str, rules: PolicyRules, command: Found) -> Iterator[st
         yield f"{name}.deny_commands: none of them"
 
 
-def _judge_script(name: str, rules: PolicyRules, spec: JobSpec, files: Files) -> Iterator[str]:
+def judge_script(name: str, rules: PolicyRules, spec: JobSpec, files: Files) -> Iterator[str]:
     """Below a root must be the command, if it is a script itself, or else the script that it interprets."""
+    root = script_root_of(files.command, rules) if files.command is not None else ""
+    if root or not rules.script_roots:
+        # Only a script is judged by where it lies: for this table the first word is an argument like others.
+        _judge_words(name, rules, _words(spec)[:1])
     if not rules.script_roots:
         return
     assert files.command is not None
-    root = script_root_of(files.command, rules)
     if not root and files.script is None:
         text = f"command: {files.command.named} needs a script below a script root as its path"
         raise Denied(f"{name}.script_roots", text)
