@@ -15,8 +15,9 @@ from cryptography import x509
 from tests.unit.fake_worker import FakeWorker, finished, serving_in_thread
 from worker_svc.certs import read_pair
 from worker_svc.cli import main
+from worker_svc.cli.job_options import JobOptions, read_stdin, start_request
 from worker_svc.config import load_config
-from worker_svc.pb.jobscheduler import Outcome
+from worker_svc.pb.jobscheduler import Outcome, StartJobReq
 
 
 @pytest.fixture(autouse=True)
@@ -160,10 +161,105 @@ def test_explain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert main(["check-config", "--explain", "bash x.sh", "--env", "LD_PRELOAD=x", "--role", "submitter"]) == 1
     assert "policy.submitter.allow_env" in capsys.readouterr().out
-    assert main(["check-config", "--explain", "bash gone.sh", "--role", "submitter"]) == 0
-    assert "gone.sh no such file or directory" in capsys.readouterr().out
+    assert main(["check-config", "--explain", "bash gone.sh", "--role", "submitter"]) == 1
+    assert capsys.readouterr().out == (
+        f"submitter: allowed, but cannot start: path: {tmp_path.resolve()}/gone.sh no such file or directory\n"
+        f'  allowed by policy.submitter.allow_commands: "/bin/bash", {root}\n'
+    )
+    assert main(["check-config", "--explain", "bash -c id", "--role", "submitter", "--cwd", str(tmp_path)]) == 1
+    assert "submitter: allowed, but cannot start: path: " in capsys.readouterr().out
     assert main(["check-config", "--explain", "'"]) == 2
     assert main(["check-config", "--explain", ""]) == 2
+
+
+LIMITED = """\
+[policy.submitter]
+max = { timeout_s = 60, output_max_bytes = 1000, memory_max_bytes = 1048576, stdin_bytes = 3, "rlimits.nofile" = 9 }
+"""
+
+
+def test_explain_knows_all_that_a_job_can_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "worker.toml").write_text(LIMITED)
+    (tmp_path / "in").write_text("four")
+
+    def explain(*options: str) -> tuple[int, str]:
+        status = main(["check-config", "--role", "submitter", "--explain", "true", *options])
+        return status, capsys.readouterr().out.partition("\n")[0]
+
+    # Who leaves a limit out has the maximum.
+    assert explain() == (0, "submitter: allowed by policy.submitter: nothing against it")
+    for options, rule in {
+        ("--timeout", "61"): "policy.submitter.max.timeout_s: 60",
+        ("--timeout", "0"): "policy.submitter.max.timeout_s: 60",
+        ("--output-policy", "none"): "policy.submitter.max.output_max_bytes: 1000",
+        ("--memory-max", "2M"): "policy.submitter.max.memory_max_bytes: 1.04858e+06",
+        ("--rlimit", "nofile=10"): "policy.submitter.max.rlimits.nofile: 9",
+        ("--stdin", "in"): "policy.submitter.max.stdin_bytes: 3",
+        ("--user", "no-such-user"): 'jobs.user: ""',
+        ("--group", "adm"): 'jobs.user: ""',
+        ("--new-privs",): "jobs.no_new_privs: true",
+    }.items():
+        assert explain(*options) == (1, f"submitter: denied by {rule}")
+    assert explain("--timeout", "60", "--private-tmp", "--read-only", "/", "--label", "a=b")[0] == 0
+    assert explain("--rlimit", "nofile=5:4")[0] == 2
+
+
+def test_explain_judges_what_start_would_send(tmp_path: Path) -> None:
+    argv = [
+        "--cwd=/", "--env=A=b", "--timeout=3", "--label=k=v", "--stdin=in", "--separate-stderr", "--stop-signal=INT",
+        "--stop-grace=1", "--output-max-bytes=9", "--output-policy=drop-head", "--wait-for-tree", "--memory-max=1M",
+        "--user=nobody", "--no-network",
+    ]  # fmt: skip
+    (tmp_path / "in").write_text("input")
+    worker = FakeWorker()
+    with serving_in_thread(worker) as address:
+        assert main(["start", "--addr", address, *argv, "true"]) == 0
+    arguments = JobOptions("worker-svc start", "").parse([*argv, "true"])
+    read_stdin(arguments)
+    request = start_request(arguments, command="true")
+    assert worker.took(StartJobReq) == [request]
+    # None of the fields was forgotten.
+    left_out = {name for name, value in request.to_dict(include_default_values=True).items() if not value}
+    assert left_out == {"path", "args", "jobId"}
+
+
+def test_check_config_warns_of_a_policy_that_is_hardly_meant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "tool").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "bin")
+    here = tmp_path.resolve()
+    (tmp_path / "worker.toml").write_text(
+        f"""\
+[policy.all]
+script_roots = ["/", "{here}/no-such", "{here}/bin"]
+[policy.operator]
+allow_commands = ["{here}/bin/tool", "{here}/bin/*", "{here}/**", "/bin/sh", "{here}/bin/t[o]*"]
+allow_users = ["root", "12345", "no-such-user"]
+"""
+    )
+    assert main(["check-config"]) == 0
+    key, roots = "warning: policy.operator", "warning: policy.all.script_roots"
+    without_effect = "matches no real path on this machine: nothing is allowed by it (of a link, such as "
+    assert capsys.readouterr().err.splitlines() == [
+        f'{roots}: "/" is everything: any file is a script below it',
+        f'{roots}: "{here}/no-such" is no directory on this machine: nothing is allowed by it',
+        f'{key}.allow_commands: "{here}/bin/t[o]*" {without_effect}/bin often is, the real path counts)',
+        f'{key}.allow_users: there is no user "no-such-user" on this machine',
+    ]
+    (tmp_path / "worker.toml").write_text(
+        "[policy.submitter]\n"
+        f'allow_commands = ["{here}/gone", "{here}/link/*", "{here}/link/**", "/bin/sh", "/usr/*/*"]\n'
+    )
+    assert main(["check-config"]) == 0
+    said = [
+        line.removeprefix("warning: policy.submitter.allow_commands: ") for line in capsys.readouterr().err.splitlines()
+    ]
+    assert [line.partition(" ")[0] for line in said] == [
+        f'"{here}/gone"', f'"{here}/link/*"', f'"{here}/link/**"', '"/bin/sh"', '"/usr/*/*"',
+    ]  # fmt: skip
+    assert all("run whatever it is told to" in line for line in said[3:])
 
 
 def test_check_config_looks_at_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from worker_svc.cli.common import FAILED_STATUS, Failure, key_value, make_parser
+from worker_svc.cli.common import FAILED_STATUS, Failure, make_parser
+from worker_svc.cli.job_options import add_job_options, read_stdin, start_request
 from worker_svc.cli.settings import BAD_CONFIG_STATUS, add_config_option, file_in_use, load
 
 if TYPE_CHECKING:
     from worker_svc.config import Config
+    from worker_svc.policy import Judged
 
 # Viewers start nothing.
 _ROLES: Final = ("admin", "operator", "submitter")
@@ -24,18 +27,16 @@ def main(prog: str, argv: Sequence[str]) -> int:
         prog,
         "Check the configuration and its files as `serve` would. If all is good, print OK and each value with where it "
         "comes from; if not, print all that is wrong and exit with status 2. With --explain, print instead which rule "
-        "of the policy decides about a job, and exit with status 1 if it is denied.",
+        "of the policy decides about a job, and exit with status 1 if it is denied or cannot start.",
     )
     add_config_option(parser)
     parser.add_argument("--explain", metavar="'COMMAND [ARGS ...]'", help="which rule of the policy decides about it")
     parser.add_argument("--role", choices=_ROLES, help="for this role only")
-    parser.add_argument("--cwd", default="", metavar="DIR", help="where the job would run (default: jobs.cwd)")
-    parser.add_argument("--env", type=key_value, action="append", default=[], metavar="KEY=VALUE", help="repeatable")
+    _add_job_options(parser)
     arguments = parser.parse_args(argv)
     loaded = load(arguments.config, {})
     if arguments.explain is not None:
-        roles = [arguments.role] if arguments.role else _ROLES
-        return _explain(loaded.config, arguments.explain, roles, arguments.cwd, dict(arguments.env))
+        return _explain(loaded.config, arguments)
     file = file_in_use(arguments.config)
     _check_files(loaded.config, file, is_named=arguments.config is not None)
     print(f"OK: {file or 'no file, so only variables and defaults'}\n")
@@ -43,45 +44,71 @@ def main(prog: str, argv: Sequence[str]) -> int:
     return 0
 
 
+def _add_job_options(parser: argparse.ArgumentParser) -> None:
+    groups: dict[str, argparse._ArgumentGroup] = {}
+
+    def add(flag: str, *, group: str = "what else the job is", **options: Any) -> None:
+        if group not in groups:
+            groups[group] = parser.add_argument_group(f"with --explain: {group}")
+        groups[group].add_argument(flag, **options)
+
+    add_job_options(add)
+
+
 def _check_files(config: Config, file: str, *, is_named: bool) -> None:
     from worker_svc.config import CONFIG_VARIABLE
+    from worker_svc.policy import advice
     from worker_svc.startchecks import check
 
     findings = check(config, Path(file) if file else None, is_named=is_named or CONFIG_VARIABLE in os.environ)
     for finding in findings:
         print(("error: " if finding.is_error else "warning: ") + finding.text, file=sys.stderr)
+    for text in advice(config.policy):
+        print(f"warning: {text}", file=sys.stderr)
     if any(finding.is_error for finding in findings):
         raise Failure("serve would refuse to start", BAD_CONFIG_STATUS)
 
 
-def _explain(config: Config, line: str, roles: Sequence[str], cwd: str, env: dict[str, str]) -> int:
+def _explain(config: Config, arguments: argparse.Namespace) -> int:
     from worker_svc.job import JobError
     from worker_svc.messages import start_from
     from worker_svc.messages.defaults import start_defaults
-    from worker_svc.pb.jobscheduler import StartJobReq
     from worker_svc.policy import CommandPolicy
 
+    words = _words(arguments.explain)
+    read_stdin(arguments)
+    policy, defaults = CommandPolicy(config.policy, config.jobs, config.sandbox), start_defaults(config)
+    all_would_start = True
+    try:
+        request = start_request(arguments, command=words[0], path="".join(words[1:2]), args=words[2:])
+        for role in [arguments.role] if arguments.role else _ROLES:
+            spec = start_from(request, defaults.within(policy.bounds_of(role))).spec
+            all_would_start &= _tell(role, policy.judge(role, spec))
+    except JobError as error:
+        raise Failure(f"--explain: {error.message}", 2) from None
+    return 0 if all_would_start else FAILED_STATUS
+
+
+def _words(line: str) -> list[str]:
     try:
         words = shlex.split(line)
     except ValueError as error:
         raise Failure(f"--explain: {error}", 2) from None
     if not words:
         raise Failure("--explain: the command is missing", 2)
-    request = StartJobReq(command=words[0], path="".join(words[1:2]), args=words[2:], env=env, cwd=cwd)
-    try:
-        spec = start_from(request, start_defaults(config)).spec
-    except JobError as error:
-        raise Failure(f"--explain: {error.message}", 2) from None
-    policy = CommandPolicy(config.policy, config.jobs, config.sandbox)
-    denied = False
-    for role in roles:
-        judged = policy.judge(role, spec)
-        decision = judged.decision
-        denied = denied or not decision.allowed
-        print(f"{role}: {'allowed' if decision.allowed else 'denied'} by {decision.rule}")
-        for text in (decision.reason, judged.problem if decision.allowed else ""):
-            if text:
-                print(f"  {text}")
-        for file in judged.checked if decision.allowed else ():
-            print(f"  {file.field}: {file.path}")
-    return FAILED_STATUS if denied else 0
+    return words
+
+
+def _tell(role: str, judged: Judged) -> bool:
+    """Whether the job would start."""
+    decision = judged.decision
+    if not decision.allowed:
+        print(f"{role}: denied by {decision.rule}\n  {decision.reason}")
+        return False
+    if judged.problem:
+        print(f"{role}: allowed, but cannot start: {judged.problem}\n  allowed by {decision.rule}")
+        return False
+    print(f"{role}: allowed by {decision.rule}")
+    for file in judged.checked:
+        print(f"  {file.field}: {file.path}")
+    return True

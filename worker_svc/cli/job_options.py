@@ -19,11 +19,11 @@ from worker_svc.cli.common import (
     make_parser,
     seconds,
 )
-from worker_svc.cli.limit_options import add_limit_options, identity_of, limits_of, sandbox_of
+from worker_svc.cli.limit_options import Add, add_limit_options, identity_of, limits_of, sandbox_of
 
 if TYPE_CHECKING:
     from worker_svc.client import WorkerClient
-    from worker_svc.pb.jobscheduler import StartJobRes
+    from worker_svc.pb.jobscheduler import StartJobReq, StartJobRes
 
 
 class JobOptions:
@@ -40,47 +40,13 @@ class JobOptions:
         self._takes_value: dict[str, bool] = {"-h": False, "--help": False}
         add_address_option(self._parser)
         self._takes_value.update(dict.fromkeys(("--addr", *TLS_OPTIONS), True))
-        self._add("--cwd", metavar="DIR", default="", help="directory to run in, absolute (default: the worker's)")
-        self._add(
-            "--env",
-            metavar="KEY=VALUE",
-            type=_variable,
-            action="append",
-            default=[],
-            help="a variable for the job, repeatable; KEY alone passes on its value here",
-        )
-        self._add("--timeout", metavar="SECONDS", type=seconds, help="stop the job after so long; 0: never")
-        self._add(
-            "--label",
-            metavar="KEY=VALUE",
-            type=key_value,
-            action="append",
-            default=[],
-            help="a mark to list by, repeatable",
-        )
         self._add(
             "--id",
             metavar="ID",
             default="",
             help="the job's id; the same start again then starts nothing twice",
         )
-        self._add("--stdin", metavar="FILE", help="what the job reads, at most 1 MiB; -: what is piped in here")
-        self._add("--separate-stderr", action="store_true", help="keep standard error apart from the output")
-        self._add("--stop-signal", metavar="SIGNAL", default="", help="what asks the job to stop, such as SIGINT")
-        self._add("--stop-grace", metavar="SECONDS", type=seconds, help="time from that signal to SIGKILL")
-        self._add("--output-max-bytes", metavar="N", type=count, help="how much of its output is kept; 0: all")
-        self._add(
-            "--output-policy",
-            choices=("drop-head", "stop", "none"),
-            help="when it writes more: give the oldest bytes back, stop the job, or keep all",
-        )
-
-        self._add(
-            "--wait-for-tree",
-            action="store_true",
-            help="the job goes on when its first process has exited, until all of its processes are gone",
-        )
-        add_limit_options(self._add)
+        add_job_options(self._add)
 
     def _add(self, flag: str, *, group: str = "", **options: Any) -> None:
         if group not in self._groups:
@@ -108,35 +74,87 @@ class JobOptions:
         return min(position, len(argv))
 
 
+def add_job_options(add: Add) -> None:
+    """What a job can be, but for its command and id."""
+    add("--cwd", metavar="DIR", default="", help="directory to run in, absolute (default: the worker's)")
+    add(
+        "--env",
+        metavar="KEY=VALUE",
+        type=_variable,
+        action="append",
+        default=[],
+        help="a variable for the job, repeatable; KEY alone passes on its value here",
+    )
+    add("--timeout", metavar="SECONDS", type=seconds, help="stop the job after so long; 0: never")
+    add(
+        "--label",
+        metavar="KEY=VALUE",
+        type=key_value,
+        action="append",
+        default=[],
+        help="a mark to list by, repeatable",
+    )
+    add("--stdin", metavar="FILE", help="what the job reads, at most 1 MiB; -: what is piped in here")
+    add("--separate-stderr", action="store_true", help="keep standard error apart from the output")
+    add("--stop-signal", metavar="SIGNAL", default="", help="what asks the job to stop, such as SIGINT")
+    add("--stop-grace", metavar="SECONDS", type=seconds, help="time from that signal to SIGKILL")
+    add("--output-max-bytes", metavar="N", type=count, help="how much of its output is kept; 0: all")
+    add(
+        "--output-policy",
+        choices=("drop-head", "stop", "none"),
+        help="when it writes more: give the oldest bytes back, stop the job, or keep all",
+    )
+    add(
+        "--wait-for-tree",
+        action="store_true",
+        help="the job goes on when its first process has exited, until all of its processes are gone",
+    )
+    add_limit_options(add)
+
+
 def _variable(text: str) -> tuple[str, str]:
     if "=" not in text and text in os.environ:
         return text, os.environ[text]
     return key_value(text)
 
 
-async def start(client: WorkerClient, arguments: argparse.Namespace) -> StartJobRes:
+def start_fields(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `WorkerClient.start` takes, as far as `add_job_options` tells it."""
     from worker_svc.job import LeaderExit, OutputPolicy
 
+    return {
+        "env": dict(arguments.env),
+        "cwd": arguments.cwd,
+        "stdin": arguments.stdin_bytes,
+        "timeout_s": arguments.timeout,
+        "stop_signal": arguments.stop_signal,
+        "stop_grace_s": arguments.stop_grace,
+        "labels": dict(arguments.label),
+        "separate_stderr": arguments.separate_stderr,
+        "output_max_bytes": arguments.output_max_bytes,
+        "output_policy": OutputPolicy[policy.upper().replace("-", "_")] if (policy := arguments.output_policy) else 0,
+        "limits": limits_of(arguments),
+        "identity": identity_of(arguments),
+        "sandbox": sandbox_of(arguments),
+        "leader_exit": LeaderExit.WAIT if arguments.wait_for_tree else 0,
+    }
+
+
+def start_request(arguments: argparse.Namespace, **fields: Any) -> StartJobReq:
+    """The message that `start` would send; `fields`: its command and what else is not among the options."""
+    from worker_svc.client.fields import duration
+    from worker_svc.pb.jobscheduler import StartJobReq
+
+    given = start_fields(arguments)
+    for name in ("timeout", "stop_grace"):
+        given[name] = duration(name, given.pop(f"{name}_s"))
+    return StartJobReq(**given, **fields)
+
+
+async def start(client: WorkerClient, arguments: argparse.Namespace) -> StartJobRes:
     command, *args = arguments.command
     return await client.start(
-        command,
-        args=args,
-        env=dict(arguments.env),
-        cwd=arguments.cwd,
-        stdin=arguments.stdin_bytes,
-        timeout_s=arguments.timeout,
-        stop_signal=arguments.stop_signal,
-        stop_grace_s=arguments.stop_grace,
-        labels=dict(arguments.label),
-        separate_stderr=arguments.separate_stderr,
-        job_id=arguments.id,
-        output_max_bytes=arguments.output_max_bytes,
-        output_policy=OutputPolicy[arguments.output_policy.upper().replace("-", "_")] if arguments.output_policy else 0,
-        limits=limits_of(arguments),
-        identity=identity_of(arguments),
-        sandbox=sandbox_of(arguments),
-        leader_exit=LeaderExit.WAIT if arguments.wait_for_tree else 0,
-        deadline_s=ANSWER_DEADLINE_S,
+        command, args=args, job_id=arguments.id, deadline_s=ANSWER_DEADLINE_S, **start_fields(arguments)
     )
 
 

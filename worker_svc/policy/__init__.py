@@ -1,6 +1,7 @@
 """Which jobs may be started: pure decisions (`rules`) over files that were looked up and opened (`lookup`)."""
 
-from worker_svc.policy.command_policy import CommandPolicy, base_env
+from worker_svc.policy.advice import advice
+from worker_svc.policy.command_policy import CommandPolicy, Judged, base_env
 from worker_svc.policy.lookup import Found, find_command, find_script
 from worker_svc.policy.lookups import Lookups
 from worker_svc.policy.rules import DEFAULT_RULE, Decision, Files
@@ -11,7 +12,9 @@ __all__ = [
     "Decision",
     "Files",
     "Found",
+    "Judged",
     "Lookups",
+    "advice",
     "base_env",
     "find_command",
     "find_script",

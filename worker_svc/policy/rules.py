@@ -142,7 +142,7 @@ def judge_command(name: str, rules: PolicyRules, command: Found) -> Iterator[str
     if denied_by:
         raise Denied(f'{name}.deny_commands: "{denied_by}"', f"command: {command.named} is not allowed")
     if rules.allow_commands:
-        by = _first(rules.allow_commands, lambda pattern: _is_real(command.path, pattern))
+        by = _first(rules.allow_commands, lambda pattern: is_real(command.path, pattern))
         # A link by another name could make a program that goes by its name do something else.
         is_named = command.named == command.path or any(
             _is_named(command.named, pattern) for pattern in rules.allow_commands
@@ -188,7 +188,7 @@ def _first(patterns: Sequence[str], matches: Callable[[str], bool]) -> str:
     return next((pattern for pattern in patterns if matches(pattern)), "")
 
 
-def _is_glob(pattern: str) -> bool:
+def is_glob(pattern: str) -> bool:
     return "*" in pattern or "?" in pattern
 
 
@@ -200,25 +200,25 @@ def _regex(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(wild.get(part) or re.escape(part) for part in parts) + r"\Z", re.DOTALL)
 
 
-def _is_real(path: str, pattern: str) -> bool:
+def is_real(path: str, pattern: str) -> bool:
     """Whether a real path is what the pattern means; a plain one may be a link itself, such as /bin/sh."""
-    if _is_glob(pattern):
+    if is_glob(pattern):
         return _regex(pattern).match(path) is not None
     return path == os.path.realpath(pattern)
 
 
 def _is_named(named: str, pattern: str) -> bool:
-    if _is_glob(pattern):
+    if is_glob(pattern):
         return _regex(pattern).match(named) is not None
     parent, name = os.path.split(pattern)
     return named == os.path.join(os.path.realpath(parent), name)
 
 
 def _is_denied(command: Found, pattern: str) -> bool:
-    if _is_real(command.path, pattern) or _is_named(command.named, pattern):
+    if is_real(command.path, pattern) or _is_named(command.named, pattern):
         return True
     # A hard link is the same file by another name. (A copy is another file: only allow_commands keeps those out.)
-    if _is_glob(pattern) or not command.inode:
+    if is_glob(pattern) or not command.inode:
         return False
     try:
         found = os.stat(pattern)
