@@ -122,7 +122,7 @@ class WorkerService(GuardedService):
         call.allow(job_id, judged.decision.rule)
         if judged.problem:
             raise PreconditionFailed(judged.problem)
-        return spec._replace(checked=judged.checked)
+        return spec._replace(checked=judged.checked, cwd=judged.cwd or spec.cwd)
 
     async def stop_job(self, message: pb.StopJobReq) -> pb.StopJobRes:
         check_job_id(message.job_id)

@@ -480,6 +480,30 @@ def test_nobody_below_admin_becomes_another_user_or_leaves_the_sandbox(tmp_path:
             assert worker.output(job_id) == f"{user}\n".encode()
 
 
+def test_a_job_runs_in_the_directory_that_was_judged(tmp_path: Path, peers: Peers) -> None:
+    root, link = tmp_path / "root", tmp_path / "link"
+    root.mkdir()
+    link.symlink_to(root)
+    keys = {**tls_keys(peers.certs), "JOBS_SLOTS": "1", "POLICY_SUBMITTER": f"{{ allow_cwd = ['{root}'] }}"}
+    with (
+        Worker(tmp_path, **keys) as worker,
+        peers.connect(worker.address, "red") as red,
+        peers.connect(worker.address, "operator") as operator,
+    ):
+        answer = red.call("StartJob", command="pwd")  # where the worker was started
+        assert (answer.name, answer.details) == (
+            "PERMISSION_DENIED",
+            f"cwd: {tmp_path} is not among the directories allowed, nor below one (policy.submitter.allow_cwd)",
+        )
+        first = operator.start(*programs.SLEEP)
+        queued = red.start("pwd", cwd=str(link))
+        link.unlink()
+        link.symlink_to("/")
+        operator.ok("StopJob", jobID=first, wait=True)
+        assert red.wait(queued).spec.cwd == str(root)
+        assert worker.output(queued) == f"{root}\n".encode()
+
+
 def test_a_stop_gives_no_longer_grace_than_the_policy(tmp_path: Path, peers: Peers) -> None:
     keys = {**tls_keys(peers.certs), "POLICY_SUBMITTER": "{ max = { stop_grace_s = 2 } }"}
     with (

@@ -411,6 +411,30 @@ def test_what_the_request_alone_decides_looks_at_no_file() -> None:
     assert policy(**rules).judge_request(ROLE, JobSpec("true")) is None
 
 
+def test_where_a_job_may_run(jobs: Path, tmp_path: Path) -> None:
+    evil = outside(tmp_path).parent
+    (jobs / "below").mkdir()
+    (jobs / "link").symlink_to(evil)
+    (evil / "link").symlink_to(jobs / "below")
+    rules: dict[str, Any] = {"allow_cwd": [str(jobs)]}
+    rule = f'policy.submitter.allow_cwd: "{jobs}"'
+    for cwd, real in {jobs: jobs, jobs / "below": jobs / "below", evil / "link": jobs / "below"}.items():
+        # Of the program nothing is asked: it is not even looked for.
+        judged = judge(JobSpec("no-such-program", cwd=str(cwd)), **rules)
+        assert (judged.decision, judged.problem, judged.checked) == ((True, rule, ""), "", ())
+        assert judged.cwd == str(real)
+    for cwd in (evil, jobs / "link", jobs / ".." / "outside", jobs.parent, Path("/"), Path(f"{jobs}-evil")):
+        assert denial(JobSpec("true", cwd=str(cwd)), **rules)[0] == "policy.submitter.allow_cwd"
+    assert not is_allowed(JobSpec("true", cwd=f"/proc/self/root{evil}"), **rules)
+    for name, problem in (("gone", "no such file or directory"), ("ok.sh", "is no directory")):
+        assert judge(JobSpec("true", cwd=str(jobs / name)), **rules).problem == f"cwd: {jobs / name} {problem}"
+    # With rules for programs besides.
+    both = judge(JobSpec("sh", "ok.sh", cwd=str(jobs)), **rules, script_roots=[str(jobs)])
+    assert both.decision.rule == f'{rule}, policy.submitter.script_roots: "{jobs}"'
+    assert is_allowed(JobSpec("true", cwd="/"), allow_cwd=["/"])
+    assert judge(JobSpec("true", cwd=str(evil)), deny_args=["x"]).cwd == ""
+
+
 # No way round
 
 

@@ -56,6 +56,7 @@ class PolicyRules(Table):
     allow_users: tuple[str, ...] = ()
     allow_env: tuple[str, ...] = ()
     deny_env: tuple[str, ...] = ()
+    allow_cwd: tuple[str, ...] = ()
     allow_new_privs: bool = False
     allow_sandbox_changes: bool = False
     max: Mapping[str, float] = field(default_factory=dict, hash=False)
@@ -63,6 +64,10 @@ class PolicyRules(Table):
     @property
     def restricts_programs(self) -> bool:
         return bool(self.allow_commands or self.deny_commands or self.script_roots)
+
+    @property
+    def looks_at_files(self) -> bool:
+        return self.restricts_programs or bool(self.allow_cwd)
 
     def entries(self) -> dict[str, object]:
         """As it stands in the file."""
@@ -108,6 +113,7 @@ _LISTS: Final[dict[str, tuple[str, Callable[[str], str]]]] = {
     "allow_users": ("names of users", _plain),
     "allow_env": ("names of variables with wildcards", _plain),
     "deny_env": ("names of variables with wildcards", _plain),
+    "allow_cwd": ("absolute paths", _directory),
 }
 
 

@@ -54,6 +54,9 @@ def _matches_any(pattern: str) -> bool:
 
 
 def _of_roots(key: str, rules: PolicyRules) -> Iterator[str]:
+    for folder in rules.allow_cwd:
+        if not os.path.isdir(folder):
+            yield f'{key}.allow_cwd: "{folder}" is no directory on this machine: nothing is allowed by it'
     for root in rules.script_roots:
         if os.path.realpath(root) == "/":
             yield f'{key}.script_roots: "{root}" is everything: any file is a script below it'

@@ -10,13 +10,13 @@ from worker_svc.config import JobsConfig, PolicyConfig, PolicyRules, SandboxConf
 from worker_svc.config.policy_rules import MINIMA
 from worker_svc.job import CheckedFile, Identity, JobSpec
 from worker_svc.policy.floors import Floors, Tables, judge_floors
-from worker_svc.policy.lookup import Found, find_command, find_script, read_kind
+from worker_svc.policy.lookup import find_command, find_directory, find_script, read_kind
 from worker_svc.policy.rules import (
     DEFAULT_RULE,
     Decision,
     Denied,
     Files,
-    judge_command,
+    judge_places,
     judge_request,
     judge_script,
     root_of,
@@ -37,10 +37,16 @@ class Judged(NamedTuple):
     @property
     def problem(self) -> str:
         """Of a job that is allowed: why it cannot run all the same."""
-        for field, file in (("command", self.files.command), ("path", self.files.script)):
+        files = self.files
+        for field, file in (("cwd", files.cwd), ("command", files.command), ("path", files.script)):
             if file is not None and file.problem:
                 return f"{field}: {file.named} {file.problem}"
         return ""
+
+    @property
+    def cwd(self) -> str:
+        """Where the job is to run, by the path that was decided about; empty: wherever it asks for."""
+        return self.files.cwd.path if self.files.cwd is not None else ""
 
 
 class CommandPolicy:
@@ -85,7 +91,7 @@ class CommandPolicy:
             allowed_by = judge_floors(role, tables, spec, self._floors)
             for name, rules in tables:
                 judge_request(name, rules, spec, self._own_user)
-            if any(rules.restricts_programs for _, rules in tables):
+            if any(rules.looks_at_files for _, rules in tables):
                 return None
             for name, rules in tables:
                 allowed_by += judge_script(name, rules, spec, Files())
@@ -96,14 +102,18 @@ class CommandPolicy:
     def judge_files(self, role: str, spec: JobSpec) -> Judged:
         """The rest: looks them up and decides. Can hang on a dead file system: for threads."""
         tables = self.rules_of(role)
-        command = find_command(spec.command, spec.env.get("PATH", self._path), spec.cwd)
-        files = Files(command)
+        files = Files()
         try:
             allowed_by = judge_floors(role, tables, spec, self._floors)
+            if any(rules.allow_cwd for _, rules in tables):
+                files = files._replace(cwd=find_directory(spec.cwd or "/"))
+            if any(rules.restricts_programs for _, rules in tables):
+                command = find_command(spec.command, spec.env.get("PATH", self._path), spec.cwd)
+                files = files._replace(command=command)
             for name, rules in tables:
-                allowed_by += judge_command(name, rules, command)
+                allowed_by += judge_places(name, rules, files)
             # Nothing is opened for reading, nor looked for, of what is denied by its path.
-            files = _with_script(tables, spec, command)
+            files = _with_script(tables, spec, files)
             for name, rules in tables:
                 allowed_by += judge_script(name, rules, spec, files)
         except Denied as denied:
@@ -111,14 +121,17 @@ class CommandPolicy:
         return Judged(_allowed(tables, allowed_by), files)
 
 
-def _with_script(tables: Tables, spec: JobSpec, command: Found) -> Files:
+def _with_script(tables: Tables, spec: JobSpec, files: Files) -> Files:
     """Whether the command is a script and, unless it is one below a root, the file that it would interpret."""
-    with_roots = [rules for _, rules in tables if rules.script_roots]
+    command, with_roots = files.command, [rules for _, rules in tables if rules.script_roots]
+    if command is None:
+        return files
     if any(root_of(command, rules) for rules in with_roots):
         command = read_kind(command)
     first = spec.argv[1:2]
     takes_script = any(not script_root_of(command, rules) for rules in with_roots)
-    return Files(command, find_script(first[0], spec.cwd) if first and takes_script else None)
+    script = find_script(first[0], spec.cwd) if first and takes_script else None
+    return files._replace(command=command, script=script)
 
 
 def _allowed(tables: Tables, by: list[str]) -> Decision:

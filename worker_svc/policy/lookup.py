@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -40,10 +40,10 @@ def find_command(command: str, search: str | None, cwd: str) -> Found:
     `search`: the job's PATH.
     """
     if "/" in command:
-        return _find(command, cwd, is_program=True)
+        return _find(command, cwd, _program_problem)
     unusable: Found | None = None
     for folder in (PATH_FALLBACK if search is None else search).split(":"):
-        found = _find(os.path.join(folder or ".", command), cwd, is_program=True)
+        found = _find(os.path.join(folder or ".", command), cwd, _program_problem)
         if not found.problem:
             return found
         if unusable is None and found.inode:
@@ -52,7 +52,11 @@ def find_command(command: str, search: str | None, cwd: str) -> Found:
 
 
 def find_script(path: str, cwd: str) -> Found:
-    return _find(path, cwd, is_program=False)
+    return _find(path, cwd, _file_problem)
+
+
+def find_directory(path: str) -> Found:
+    return _find(path, "", _directory_problem)
 
 
 def read_kind(found: Found) -> Found:
@@ -67,14 +71,14 @@ def read_kind(found: Found) -> Found:
         return found
 
 
-def _find(path: str, cwd: str, *, is_program: bool) -> Found:
+def _find(path: str, cwd: str, problem_of: Callable[[os.stat_result], str]) -> Found:
     whole = os.path.join(cwd or "/", path)
     try:
         named = os.path.join(os.path.realpath(os.path.dirname(whole)), os.path.basename(whole))
         with _opened(whole) as fd:
             real = os.readlink(f"/proc/self/fd/{fd}")
             found = os.fstat(fd)
-        problem = _problem(real, found, is_program)
+        problem = problem_of(found) or _path_problem(real, found)
         return Found(named, real, found.st_dev, found.st_ino, found.st_ctime_ns, problem=problem)
     except (OSError, ValueError) as error:  # ValueError: NUL
         text = error.strerror if isinstance(error, OSError) else None
@@ -92,11 +96,19 @@ def _opened(path: str) -> Iterator[int]:
         os.close(fd)
 
 
-def _problem(real: str, found: os.stat_result, is_program: bool) -> str:
-    if not stat.S_ISREG(found.st_mode):
-        return "is no regular file"
-    if is_program and not found.st_mode & 0o111:
-        return "is not executable"
+def _file_problem(found: os.stat_result) -> str:
+    return "" if stat.S_ISREG(found.st_mode) else "is no regular file"
+
+
+def _program_problem(found: os.stat_result) -> str:
+    return _file_problem(found) or ("" if found.st_mode & 0o111 else "is not executable")
+
+
+def _directory_problem(found: os.stat_result) -> str:
+    return "" if stat.S_ISDIR(found.st_mode) else "is no directory"
+
+
+def _path_problem(real: str, found: os.stat_result) -> str:
     # What the kernel calls it is what it will be run by: that must lead to the very same file. It does not when the
     # file was removed or lies in another mount namespace (/proc/PID/root), or was never in a file system (memfd).
     try:

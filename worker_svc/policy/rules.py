@@ -30,6 +30,7 @@ class Files(NamedTuple):
     command: Found | None = None
     script: Found | None = None
     """The file that the first argument names: what `command` interprets."""
+    cwd: Found | None = None
 
 
 class Denied(Exception):
@@ -137,7 +138,22 @@ def limit_of(spec: JobSpec, limit: str) -> float | None:
     return None if spec.output_policy is OutputPolicy.NONE else spec.output_max_bytes or None
 
 
-def judge_command(name: str, rules: PolicyRules, command: Found) -> Iterator[str]:
+def judge_places(name: str, rules: PolicyRules, files: Files) -> Iterator[str]:
+    """The command and the directory, by where they are."""
+    if files.cwd is not None and rules.allow_cwd:
+        yield _judge_cwd(name, rules, files.cwd)
+    if files.command is not None:
+        yield from _judge_command(name, rules, files.command)
+
+
+def _judge_cwd(name: str, rules: PolicyRules, cwd: Found) -> str:
+    root = _first(rules.allow_cwd, lambda root: _is_below(f"{cwd.path}/", root))
+    if not root:
+        raise Denied(f"{name}.allow_cwd", f"cwd: {cwd.named} is not among the directories allowed, nor below one")
+    return f'{name}.allow_cwd: "{root}"'
+
+
+def _judge_command(name: str, rules: PolicyRules, command: Found) -> Iterator[str]:
     denied_by = _first(rules.deny_commands, lambda pattern: _is_denied(command, pattern))
     if denied_by:
         raise Denied(f'{name}.deny_commands: "{denied_by}"', f"command: {command.named} is not allowed")
