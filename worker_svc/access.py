@@ -117,7 +117,8 @@ class Doorkeeper:
             Role.VIEWER: config.viewers,
         }
         self._patterns = [
-            (role, own if pattern == "uid:self" else _folded(pattern))
+            # Of fnmatch's wildcards, [...] is none of ours: it stands in names, such as addresses in URIs.
+            (role, own if pattern == "uid:self" else _folded(pattern).replace("[", "[[]"))
             for role, patterns in by_role.items()
             for pattern in patterns
         ]

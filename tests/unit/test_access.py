@@ -146,6 +146,12 @@ def test_roles_by_patterns(names: list[str], role: Role | None) -> None:
     assert keeper.role_of(names) is role
 
 
+def test_brackets_in_patterns_are_no_wildcards() -> None:
+    keeper = doorkeeper(submitters=("uri:https://[::1]/*",))
+    assert keeper.role_of(["uri:https://[::1]/ci"]) is Role.SUBMITTER
+    assert keeper.role_of(["uri:https://:/ci"]) is keeper.role_of(["uri:https://1/ci"]) is None
+
+
 class Connection:
     """What a transport tells of a connection."""
 

@@ -107,6 +107,8 @@ def nofile(hard: int) -> ProcessLimits:
         (JobSpec("true", identity=Identity("nobody", "", ("0",))), {"allow_users": ["nobody"]}, "allow_users"),
         (JobSpec("true", env={"JOB_A": "", "X": ""}), {"allow_env": ["JOB_*", "X"]}, ""),
         (JobSpec("true", env={"JOB_A": "", "job_b": ""}), {"allow_env": ["JOB_*"]}, "allow_env"),
+        (JobSpec("true", env={"JOB_A": ""}), {"allow_env": ["JOB_[AB]"]}, "allow_env"),  # no wildcard
+        (JobSpec("true", env={"JOB_[A]": ""}), {"deny_env": ["JOB_[A]"]}, 'deny_env: "JOB_[A]"'),
         (JobSpec("true", env={"LD_PRELOAD": ""}), {"deny_env": ["LD_*"]}, 'deny_env: "LD_*"'),
         (JobSpec("true", env={"LD_PRELOAD": ""}), {"allow_env": ["*"], "deny_env": ["LD_*"]}, 'deny_env: "LD_*"'),
         (JobSpec("true", env={"A": ""}), {"allow_commands": ["/**"]}, "allow_env"),

@@ -61,10 +61,10 @@ def _judge_user(name: str, rules: PolicyRules, spec: JobSpec, own_user: str) -> 
 
 def _judge_env(name: str, rules: PolicyRules, spec: JobSpec) -> None:
     for key in spec.env:
-        denied_by = _first(rules.deny_env, lambda pattern, key=key: fnmatchcase(key, pattern))  # type: ignore[misc]
+        denied_by = _first(rules.deny_env, lambda pattern, key=key: _is_like(key, pattern))  # type: ignore[misc]
         if denied_by:
             raise Denied(f'{name}.deny_env: "{denied_by}"', f"env: {key!r} may not be set")
-        if any(fnmatchcase(key, pattern) for pattern in rules.allow_env):
+        if any(_is_like(key, pattern) for pattern in rules.allow_env):
             continue
         if rules.allow_env:
             raise Denied(f"{name}.allow_env", f"env: {key!r} is not among what may be set")
@@ -72,6 +72,11 @@ def _judge_env(name: str, rules: PolicyRules, spec: JobSpec) -> None:
             # PATH, LD_PRELOAD, BASH_ENV, PYTHONPATH, HOME …: there is no end to what makes a program run another.
             text = f"env: {key!r} may not be set where programs are restricted, unless allow_env names it"
             raise Denied(f"{name}.allow_env", text)
+
+
+def _is_like(key: str, pattern: str) -> bool:
+    # Of fnmatch's wildcards, [...] is none of ours.
+    return fnmatchcase(key, pattern.replace("[", "[[]"))
 
 
 Words = list[tuple[str, str]]
