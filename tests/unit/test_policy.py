@@ -184,6 +184,12 @@ def test_a_maximum_that_makes_no_sense(limit: str, value: int) -> None:
         load_config(None, environ={"HOME": "/", "WORKER_SVC_POLICY_ALL": rules})
 
 
+@pytest.mark.parametrize("limit", ["umask", "cpu_affinity"])
+def test_what_no_maximum_can_hold(limit: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{limit}.*can have no maximum: a job can change it at will"):
+        load_config(None, environ={"HOME": "/", "WORKER_SVC_POLICY_ALL": f"{{ max = {{ {limit} = 1 }} }}"})
+
+
 # As whom, and what it gets to see: floors
 
 FLOOR_JOBS = JobsConfig(user="nobody", pass_env=(), env=Variables({"PATH": PATH}))

@@ -44,6 +44,9 @@ MAXIMA: Final[dict[str, tuple[float, float]]] = {
 MINIMA: Final = ("oom_score_adj_min", "nice_min")
 
 
+_NO_WALLS: Final = ("cpu_affinity", "umask")
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyRules(Table):
     """Empty lists and tables allow everything."""
@@ -165,7 +168,9 @@ def _maxima(raw: object) -> dict[str, float]:
     faults: list[Fault] = []
     found: dict[str, float] = {}
     for name, value in _flat(raw).items():
-        if name not in MAXIMA:
+        if name in _NO_WALLS:
+            faults.append(Fault("can have no maximum: a job can change it at will, whatever it began with", (name,)))
+        elif name not in MAXIMA:
             faults.append(Fault("there is no such limit" + did_you_mean(name, MAXIMA), (name,)))
         elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             faults.append(Fault(f"must be a number, not {show(value)}", (name,)))
