@@ -174,7 +174,7 @@ class GuardedService(pb.WorkerBase):
                 raise GRPCError(answer.status, current.masked(error.message)) from error
             except GRPCError as error:
                 current.fail(error.status.name)
-                raise
+                raise GRPCError(error.status, current.masked(error.message or ""), error.details) from error
             except asyncio.CancelledError:
                 if not self.is_draining or task.uncancel():
                     raise

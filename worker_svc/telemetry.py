@@ -75,25 +75,25 @@ class _MaskSecrets:
 
     def __call__(self, logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         for key, value in event.items():
-            if isinstance(value, str):
-                if "=" in value:
-                    event[key] = self._masker.text(value)
-            elif isinstance(value, Mapping | list | tuple):
-                event[key] = self._nested(value)
+            if value is not None and not isinstance(value, int | float):
+                event[key] = self._shown(value)
         return event
 
-    def _nested(self, value: Any) -> Any:
+    def _shown(self, value: Any) -> Any:
         match value:
             case str():
                 return self._masker.text(value)
+            case None | int() | float():
+                return value
             case Mapping():
                 return {
-                    key: MASK if isinstance(inner, str) and self._masker.hides(str(key)) else self._nested(inner)
+                    key: MASK if isinstance(inner, str) and self._masker.hides(str(key)) else self._shown(inner)
                     for key, inner in value.items()
                 }
-            case list() | tuple():
-                return [self._nested(inner) for inner in value]
-        return value
+            # Of a NamedTuple the repr: it hides what is secret.
+            case list() | tuple() if not hasattr(value, "_fields"):
+                return [self._shown(inner) for inner in value]
+        return self._masker.text(repr(value))
 
 
 def set_up_log(config: LogConfig, masker: Masker | None = None) -> tuple[FilteringBoundLogger, int]:
@@ -111,10 +111,10 @@ def set_up_log(config: LogConfig, masker: Masker | None = None) -> tuple[Filteri
     log: FilteringBoundLogger = structlog.wrap_logger(
         _LineLogger(fd),
         processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             _MaskSecrets(masker or Masker()),
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
             *([_event_first] if as_json else []),
             render,
         ],
@@ -129,9 +129,7 @@ def _open_log(path: Path) -> int:
 
 
 def _to_json(event: Mapping[str, Any], **options: Any) -> str:
-    # A NamedTuple would be written out as a list, past the __repr__ that hides its secrets.
-    plain = {key: repr(value) if hasattr(value, "_fields") else value for key, value in event.items()}
-    return json.dumps(plain, separators=(",", ":"), default=repr, ensure_ascii=False)
+    return json.dumps(event, separators=(",", ":"), default=repr, ensure_ascii=False)
 
 
 def _event_first(logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import time
 from collections.abc import Iterator
@@ -16,51 +15,13 @@ from cryptography import x509
 
 from tests.support import programs, stalled_fs
 from tests.support.peers import Answer, Peer, Peers
+from tests.support.secured import last_audit, make_certs, tls_keys
 from tests.support.workers import PATIENCE_S, Worker
 from worker_svc.access import RPCS, Role, Scope, Verdict
-from worker_svc.certs import Authority, make_directory
-from worker_svc.masking import MASK
+from worker_svc.certs import Authority, make_directory, read_pair
 
-CLIENTS = ("admin", "operator", "red", "blue", "viewer", "stranger", "revoked")
 ROLE_OF = {"admin": Role.ADMIN, "operator": Role.OPERATOR, "red": Role.SUBMITTER, "viewer": Role.VIEWER}
-SECRET = "hunter2-topsecret"
 NO_JOB = "no-such-job"
-
-
-def make_certs(folder: Path) -> Path:
-    """All sorts of clients, good and bad."""
-    make_directory(folder, hosts=["localhost", "127.0.0.1"], clients=CLIENTS, revoke=["revoked"])
-    authority = Authority.create("somebody else's CA")
-    authority.issue("foreign", [x509.DNSName("admin")]).write(folder, "foreign")
-    ours = Authority(_pair(folder, "ca"))
-    before = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=10)
-    ours.issue("expired", [x509.DNSName("admin")], starts=before, days=5).write(folder, "expired")
-    ours.issue("nameless", [x509.RFC822Name("x" * 300 + "@example")]).write(folder, "nameless")
-    # The name says uid:0; it is a certificate's all the same.
-    ours.issue("uid:0", []).write(folder, "uid0")
-    ours.issue("server", [x509.DNSName("admin")], is_server=True).write(folder, "server-as-client")
-    return folder
-
-
-def _pair(folder: Path, name: str) -> Any:
-    from worker_svc.certs import read_pair
-
-    return read_pair(folder, name)
-
-
-def tls_keys(certs: Path) -> dict[str, Any]:
-    return {
-        "GRPC_SERVER_USE_TLS": "true",
-        "GRPC_SERVER_CRT_FILE": str(certs / "server.pem"),
-        "GRPC_SERVER_KEY_FILE": str(certs / "server.key"),
-        "GRPC_SERVER_CLIENT_CA_FILE": str(certs / "ca.pem"),
-        "GRPC_SERVER_CRL_FILE": str(certs / "crl.pem"),
-        "ACCESS_ADMINS": "dns:admin,uid:0",
-        "ACCESS_OPERATORS": "dns:operator",
-        "ACCESS_SUBMITTERS": "dns:red,dns:blue",
-        "ACCESS_VIEWERS": "dns:viewer",
-        "JOBS_SLOTS": "100",
-    }
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +41,6 @@ def clients(worker: Worker, peers: Peers) -> Iterator[dict[str, Peer]]:
     with ExitStack() as stack:
         names = ("admin", "operator", "red", "blue", "viewer", "stranger", "uid0", "nameless")
         yield {name: stack.enter_context(peers.connect(worker.address, name)) for name in names}
-
-
-def last_audit(worker: Worker, **fields: str) -> dict[str, Any]:
-    lines = [line for line in worker.log_events("audit") if all(line[key] == fields[key] for key in fields)]
-    assert lines, f"no line of the audit has {fields}"
-    return lines[-1]
 
 
 # Who gets in
@@ -351,52 +306,7 @@ def test_a_submitter_counts_its_own_jobs(clients: dict[str, Peer]) -> None:
     clients["red"].ok("StopJob", jobID=job_id, wait=True)
 
 
-# Secrets
-
-
-def test_secrets_show_to_nobody_and_the_environment_to_owner_and_admin(
-    worker: Worker, clients: dict[str, Peer]
-) -> None:
-    env = {"PLAIN": "value-of-plain", "DB_PASSWORD": SECRET}
-    argv = ("sh", "-c", "echo $DB_PASSWORD $PLAIN", "sh", f"--token={SECRET}")
-    job_id = clients["red"].start(*argv, env=env, labels={"api_key": SECRET, "secrets": "test"})
-    for name, sees in {"red": True, "admin": True, "operator": False, "viewer": False}.items():
-        client = clients[name]
-        listed = next(job for job in client.ok("ListJobs", labels={"secrets": "test"}).jobs)
-        for job in (client.wait(job_id), client.ok("QueryJob", jobID=job_id).job, listed):
-            expected = {"PLAIN": "value-of-plain" if sees else MASK, "DB_PASSWORD": MASK}
-            assert (dict(job.spec.env), dict(job.spec.labels)) == (expected, {"api_key": MASK, "secrets": MASK})
-            assert SECRET not in str(job)
-    # The job itself had them.
-    assert worker.output(job_id) == f"{SECRET} value-of-plain\n".encode()
-    failed = clients["red"].call("StartJob", command=f"/no/such/TOKEN={SECRET}")
-    assert failed.name == "FAILED_PRECONDITION"
-    assert SECRET not in failed.details
-    for file in (worker.log_path, worker.path / "supervisor.log"):
-        assert SECRET not in file.read_text()
-
-
-# The audit, and who may end it all
-
-
-def test_a_line_of_the_audit(worker: Worker, clients: dict[str, Peer]) -> None:
-    job_id = clients["red"].start("true")
-    line = last_audit(worker, rpc="StartJob", job_id=job_id)
-    assert line.pop("timestamp")
-    assert line.pop("peer").startswith("127.0.0.1:")
-    assert line == {
-        "event": "audit",
-        "level": "info",
-        "identity": "dns:red",
-        "role": "submitter",
-        "rpc": "StartJob",
-        "job_id": job_id,
-        "decision": "allowed",
-        "rule": "default: everything is allowed",
-    }
-    assert clients["red"].call("StartJob").name == "INVALID_ARGUMENT"
-    failed = last_audit(worker, rpc="StartJob", decision="failed")
-    assert (failed["identity"], failed["rule"], failed["job_id"]) == ("dns:red", "INVALID_ARGUMENT", "")
+# Who may end it all
 
 
 def test_only_an_admin_ends_the_worker(tmp_path: Path, peers: Peers) -> None:
@@ -618,7 +528,7 @@ def test_certificates_are_read_again_and_streams_live_on(tmp_path: Path, peers: 
         job_id = red.start(*programs.until_exists(go))
         stream = red.stream("StreamJob", jobID=job_id, follow=True)
         first = served()
-        authority = Authority(_pair(certs, "ca"))
+        authority = Authority(read_pair(certs, "ca"))
 
         # New files: they are noticed by themselves, both of them.
         fresh = authority.issue("localhost", [x509.DNSName("localhost"), x509.IPAddress(_loopback())], is_server=True)

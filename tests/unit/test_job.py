@@ -296,7 +296,7 @@ def test_argv() -> None:
 
 
 def test_a_repr_tells_no_secret() -> None:
-    shown = repr(JobSpec("run", args=("--password=secret",), env={"PASSWORD": "secret"}))
+    shown = repr(JobSpec("run", path="secret", args=("--password=secret",), env={"PASSWORD": "secret"}))
     assert "secret" not in shown
     assert "PASSWORD" in shown
 

@@ -263,10 +263,11 @@ def test_a_line_feed_in_a_reason_makes_no_second_line(folder: Path) -> None:
 
 
 def test_a_spec_in_the_log_tells_no_secret(folder: Path) -> None:
-    spec = JobSpec("run", args=("--token=secret",), env={"PASSWORD": "secret"})
+    spec = JobSpec("run", path="secret", args=("--token=secret",), env={"PASSWORD": "secret"})
     run = Run(folder)
     with run:
-        run.log.info("something", error=ValueError("x", spec))
+        run.log.info("something", error=ValueError("x", spec), spec=spec, specs=[spec])
+        run.log.info("something", error=ValueError("TOKEN=secret"))
         run.log.error("failed", exc_info=_raised_beside(spec))
     text = (folder / "worker.log").read_text()
     assert "PASSWORD" in text

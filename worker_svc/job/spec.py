@@ -67,8 +67,8 @@ class CheckedFile(NamedTuple):
 class JobSpec(NamedTuple):
     """What to run, complete: a scheduler's request with the worker's defaults filled in.
 
-    `env` is what the request asked for; the worker's own additions are not part of it. Its values and standard input
-    are secrets: they appear in no repr and no log line.
+    `env` is what the request asked for; the worker's own additions are not part of it. Its values, arguments (`path` is
+    the first) and standard input can be secrets: they appear in no repr and no log line.
     """
 
     command: str
@@ -94,7 +94,7 @@ class JobSpec(NamedTuple):
     """Empty: no policy restricts which files are run."""
 
     def __repr__(self) -> str:
-        return f"JobSpec(command={self.command!r}, path={self.path!r}, args={len(self.args)}, env={sorted(self.env)})"
+        return f"JobSpec(command={self.command!r}, arguments={len(self.argv) - 1}, env={sorted(self.env)})"
 
     @property
     def argv(self) -> list[str]:

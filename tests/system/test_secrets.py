@@ -1,0 +1,91 @@
+"""Secrets show to nobody, over the wire and in the logs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from tests.support.peers import Peer, Peers
+from tests.support.secured import make_certs, tls_keys
+from tests.support.workers import Worker
+from worker_svc.masking import MASK
+
+SECRET = "hunter2-topsecret"
+
+
+@pytest.fixture(scope="module")
+def peers(tmp_path_factory: pytest.TempPathFactory) -> Peers:
+    folder = tmp_path_factory.mktemp("certs")
+    return Peers(make_certs(folder / "certs"), folder)
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory, peers: Peers) -> Iterator[Worker]:
+    with Worker(tmp_path_factory.mktemp("worker"), **tls_keys(peers.certs)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def clients(worker: Worker, peers: Peers) -> Iterator[dict[str, Peer]]:
+    with ExitStack() as stack:
+        names = ("admin", "operator", "red", "blue", "viewer")
+        yield {name: stack.enter_context(peers.connect(worker.address, name)) for name in names}
+
+
+def test_secrets_show_to_nobody_and_the_environment_to_owner_and_admin(
+    worker: Worker, clients: dict[str, Peer]
+) -> None:
+    env = {"PLAIN": "value-of-plain", "DB_PASSWORD": SECRET}
+    argv = ("sh", "-c", "echo $DB_PASSWORD $PLAIN", "sh", f"--token={SECRET}")
+    job_id = clients["red"].start(*argv, env=env, labels={"api_key": SECRET, "secrets": "test"})
+    for name, sees in {"red": True, "admin": True, "operator": False, "viewer": False}.items():
+        client = clients[name]
+        listed = next(job for job in client.ok("ListJobs", labels={"secrets": "test"}).jobs)
+        for job in (client.wait(job_id), client.ok("QueryJob", jobID=job_id).job, listed):
+            expected = {"PLAIN": "value-of-plain" if sees else MASK, "DB_PASSWORD": MASK}
+            assert (dict(job.spec.env), dict(job.spec.labels)) == (expected, {"api_key": MASK, "secrets": MASK})
+            assert SECRET not in str(job)
+    # The job itself had them.
+    assert worker.output(job_id) == f"{SECRET} value-of-plain\n".encode()
+    failed = clients["red"].call("StartJob", command=f"/no/such/TOKEN={SECRET}")
+    assert failed.name == "FAILED_PRECONDITION"
+    assert SECRET not in failed.details
+    for file in (worker.log_path, worker.path / "supervisor.log"):
+        assert SECRET not in file.read_text()
+
+
+def test_no_way_to_write_a_secret_shows_it(worker: Worker, clients: dict[str, Peer]) -> None:
+    """The path is an argument as well, and what the job and an idempotent start get is the real thing."""
+    ways: list[dict[str, Any]] = [
+        {"path": f"--password={SECRET}"},
+        {"path": "--password", "args": [SECRET]},
+        {"path": "", "args": ["--password", f"-{SECRET}"]},
+        {"path": "-password", "args": [SECRET, "plain"]},
+        {"path": "-H", "args": [f"Authorization: Bearer {SECRET}"]},
+        {"path": "", "args": [f'{{"password":"{SECRET}"}}', f"https://u:{SECRET}@h/"]},
+        {"path": f"--password={SECRET},{SECRET}"},
+    ]
+    red, viewer = clients["red"], clients["viewer"]
+    for number, fields in enumerate(ways):
+        job_id = f"secret-{number}"
+        red.ok("StartJob", command="echo", job_id=job_id, labels={"test": "ways"}, **fields)
+        red.wait(job_id)
+        words = [fields["path"], *fields.get("args", [])]
+        assert worker.output(job_id) == (" ".join(filter(None, words)) + "\n").encode()
+        assert red.ok("StartJob", command="echo", job_id=job_id, labels={"test": "ways"}, **fields).existed
+        if SECRET in fields["path"]:  # what shows alike is not the same
+            other = fields | {"path": fields["path"].replace(SECRET, "other")}
+            again = red.call("StartJob", command="echo", job_id=job_id, labels={"test": "ways"}, **other)
+            assert again.name == "ALREADY_EXISTS"
+        assert SECRET not in str(viewer.ok("QueryJob", jobID=job_id))
+    listed = viewer.ok("ListJobs", labels={"test": "ways"}).jobs
+    assert len(listed) == len(ways)
+    assert SECRET not in str(listed)
+    failed = red.call("StartJob", command=f"/no/such/--password={SECRET},{SECRET}")
+    assert failed.name == "FAILED_PRECONDITION"
+    assert SECRET not in failed.details
+    for file in (worker.log_path, worker.path / "supervisor.log"):
+        assert SECRET not in file.read_text()
