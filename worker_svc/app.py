@@ -36,7 +36,7 @@ from worker_svc.service import Identity, WorkerService
 from worker_svc.supervisor import crashpoints
 from worker_svc.supervisor.lockfile import LockFile, LockHeld
 from worker_svc.supervisor.store import StoreError, StoreReader
-from worker_svc.telemetry import TransitionLog, set_up_log
+from worker_svc.telemetry import TransitionLog, audit_log, set_up_log
 
 LOCK_NAME: Final = "worker.lock"
 # Variables that tell of a user, so that another user's jobs must not find the worker's.
@@ -143,7 +143,7 @@ class _Worker:
         self._feed = Feed(reader, transitions.sequence, partial(self._log_transitions, transitions))
         self._feed.ring(self._sequence)
         output = OutputReader(on_degraded=lambda text: self._on_event("output.degraded", reason=text))
-        doorkeeper = Doorkeeper(config.access)
+        doorkeeper, audit = Doorkeeper(config.access), audit_log(self._log)
         policy = CommandPolicy(config.policy, config.jobs, config.sandbox)
         defaults = start_defaults(config)
         service = WorkerService(
@@ -154,14 +154,14 @@ class _Worker:
             output,
             {role.label: defaults.within(policy.bounds_of(role.label)) for role in Role},
             self._identity(),
-            Gate(doorkeeper, self._masker, self._log),
+            Gate(doorkeeper, self._masker, audit),
             policy,
         )
         server = GrpcServer(
             service,
             config.transport,
             identify=doorkeeper.rate_key,
-            on_refused=HandshakeAudit(self._log).refused,
+            on_refused=HandshakeAudit(audit).refused,
         )
         try:
             address = await self._listen(server, context)

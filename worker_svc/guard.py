@@ -17,7 +17,8 @@ from typing import Any, Final, NamedTuple
 import grpclib.const
 import grpclib.server
 from grpclib.const import Status
-from grpclib.exceptions import GRPCError
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+from h2.exceptions import ProtocolError as H2ProtocolError
 from structlog.typing import FilteringBoundLogger
 
 from worker_svc import statuses
@@ -29,6 +30,8 @@ from worker_svc.policy import Decision
 
 _DRAINING: Final = "the worker is shutting down: connect again, and go on from where you were"
 _OWN_JOBS_ONLY: Final = "own jobs only"
+# As long as a good one can be: a bad one is whatever a caller writes.
+_SHOWN_ID_CHARS: Final = 128
 _REFUSALS_BURST: Final = 100
 _REFUSALS_PER_S: Final = 1.0
 
@@ -38,20 +41,23 @@ class Gate(NamedTuple):
 
     doorkeeper: Doorkeeper
     masker: Masker
-    log: FilteringBoundLogger
+    audit: FilteringBoundLogger
+    """Of telemetry.audit_log: no level leaves out who did what."""
 
 
 class Call:
     """One call under way: who makes it, and how far it may reach."""
 
-    __slots__ = ("_gate", "_is_audited", "caller", "name", "rpc")
+    __slots__ = ("_decision", "_gate", "_job_id", "caller", "name", "rpc")
 
     def __init__(self, name: str, rpc: Rpc, caller: Caller, gate: Gate) -> None:
         self.name = name
         self.rpc = rpc
         self.caller = caller
         self._gate = gate
-        self._is_audited = False
+        self._decision = ""
+        self._job_id = ""
+        """That the call is about, as far as is known."""
 
     @property
     def verdict(self) -> Verdict:
@@ -74,27 +80,33 @@ class Call:
     def masked(self, text: str) -> str:
         return self._gate.masker.text(text)
 
-    def allow(self, job_id: str, rule: str) -> None:
-        self._audit("allowed", job_id, rule)
+    def is_about(self, job_id: str) -> None:
+        self._job_id = job_id[:_SHOWN_ID_CHARS]
+
+    def allow(self, job_id: str, rule: str, **more: bool) -> None:
+        """Before it takes effect."""
+        self.is_about(job_id)
+        self._audit("allowed", rule, **more)
 
     def deny(self, job_id: str, rule: str, **more: str) -> None:
-        self._audit("denied", job_id, rule, **more)
+        self.is_about(job_id)
+        self._audit("denied", rule, **more)
 
     def fail(self, status: str) -> None:
-        """It ended before anything was decided."""
-        if self.rpc.mutates and not self._is_audited:
-            self._audit("failed", "", status)
+        """It ended so, before anything was decided or after it was allowed."""
+        if self.rpc.mutates and self._decision != "denied":
+            self._audit("failed", status)
 
-    def _audit(self, decision: str, job_id: str, rule: str, **more: str) -> None:
-        self._is_audited = True
-        write = self._gate.log.info if decision == "allowed" else self._gate.log.warning
+    def _audit(self, decision: str, rule: str, **more: str | bool) -> None:
+        self._decision = decision
+        write = self._gate.audit.info if decision == "allowed" else self._gate.audit.warning
         write(
             "audit",
             identity=self.caller.identity,
             role=self.caller.role_label,
             peer=self.caller.peer,
             rpc=self.name,
-            job_id=job_id,
+            job_id=self._job_id,
             decision=decision,
             rule=rule,
             **more,
@@ -178,7 +190,13 @@ class GuardedService(pb.WorkerBase):
             except asyncio.CancelledError:
                 if not self.is_draining or task.uncancel():
                     raise
+                current.fail(Status.UNAVAILABLE.name)
                 raise GRPCError(Status.UNAVAILABLE, _DRAINING) from None
+            except (H2ProtocolError, StreamTerminatedError):  # the client has left
+                raise
+            except Exception:  # a fault of ours, which is told where all calls are
+                current.fail(Status.INTERNAL.name)
+                raise
             finally:
                 self._calls.discard(task)
                 self._lasting.discard(task)
@@ -215,6 +233,7 @@ class GuardedService(pb.WorkerBase):
     def _check(self, call: Call, request: Any) -> None:
         """Raises PermissionDenied, InvalidArgument, and JobNotFound for what is somebody else's."""
         job_id = getattr(request, "job_id", "")
+        call.is_about(job_id)
         if call.verdict is Verdict.DENIED:
             self._refuse(call, job_id)
         if call.verdict is Verdict.OWN and call.rpc.scope is Scope.JOB:
@@ -228,7 +247,8 @@ class GuardedService(pb.WorkerBase):
             if denied is not None:
                 call.deny(job_id, denied.rule)
                 raise PermissionDenied(f"{denied.reason} ({denied.rule})")
-            call.allow(job_id, f"role {call.role_label}: {call.verdict.value}")
+            more = {"dry_run": True} if getattr(request, "dry_run", False) else {}
+            call.allow(job_id, f"role {call.role_label}: {call.verdict.value}", **more)
 
     def _refuse(self, call: Call, job_id: str) -> None:
         caller = call.caller

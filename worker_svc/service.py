@@ -36,12 +36,13 @@ from worker_svc.output import OutputReader
 from worker_svc.output import Start as OutputStart
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.policy import CommandPolicy, Decision, Lookups
+from worker_svc.statuses import to_grpc
 from worker_svc.supervisor.retention import KeepLimits, Kept, excess
 from worker_svc.supervisor.store import FinishedRow, StoreReader, output_path, stderr_path
 
 _T = TypeVar("_T")
 
-_DRAINING: Final = "the worker is shutting down: connect again, and go on from where you were"
+_PRUNED: Final = "pruned"
 
 
 class Identity(NamedTuple):
@@ -112,6 +113,7 @@ class WorkerService(GuardedService):
     async def _allowed(self, job_id: str, spec: JobSpec) -> JobSpec:
         """With the files that the policy has looked at. Raises PermissionDenied, naming the rule."""
         call = CALL.get()
+        call.is_about(job_id)
         judged = self._policy.judge_request(call.role_label, spec)
         if judged is None:
             judge = partial(self._policy.judge_files, call.role_label, spec)
@@ -237,9 +239,12 @@ class WorkerService(GuardedService):
         )
 
     async def _prune(self, row: FinishedRow) -> bool:
+        call = CALL.get()
+        call.allow(row.job_id, _PRUNED)
         try:
             await self._ask("delete", row.job_id, is_idempotent=False)
-        except JobNotFound:  # retention or another client was faster
+        except JobNotFound as error:  # retention or another client was faster
+            call.fail(to_grpc(error).status.name)
             return False
         return True
 

@@ -124,6 +124,17 @@ def set_up_log(config: LogConfig, masker: Masker | None = None) -> tuple[Filteri
     return log, fd
 
 
+def audit_log(log: FilteringBoundLogger) -> FilteringBoundLogger:
+    """The same log, whatever its level: who did what is written in any case."""
+    bound: Any = log.bind()
+    unfiltered: FilteringBoundLogger = structlog.wrap_logger(
+        bound._logger,
+        processors=bound._processors,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
+    )
+    return unfiltered
+
+
 def _open_log(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 

@@ -13,7 +13,8 @@ import pytest
 
 from worker_svc.config import LogConfig
 from worker_svc.job import JobSpec, JobState, Outcome, Transition
-from worker_svc.telemetry import TransitionLog, fields_of, set_up_log
+from worker_svc.masking import MASK
+from worker_svc.telemetry import TransitionLog, audit_log, fields_of, set_up_log
 
 ME, OTHER = "aaaa1111bbbb2222", "cccc3333dddd4444"
 
@@ -289,6 +290,15 @@ def test_what_libraries_log_is_in_our_log(folder: Path) -> None:
     assert (line["event"], line["level"], line["logger"], line["message"]) == (
         "library.log", "warning", "grpclib", "trouble: x",
     )  # fmt: skip
+
+
+def test_no_level_leaves_out_the_audit(tmp_path: Path) -> None:
+    log, fd = set_up_log(LogConfig(file=tmp_path / "log", format="json", level="error"))
+    log.warning("audit", token="x=y")
+    audit_log(log).info("audit", reason="TOKEN=x")
+    os.close(fd)
+    [line] = [json.loads(text) for text in (tmp_path / "log").read_text().splitlines()]
+    assert (line["event"], line["level"], line["reason"]) == ("audit", "info", f"TOKEN={MASK}")
 
 
 def test_a_log_that_cannot_be_opened(tmp_path: Path) -> None:
