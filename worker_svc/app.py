@@ -205,8 +205,8 @@ class _Worker:
             files += [scheduler.crt_file, scheduler.key_file, scheduler.ca_file]
 
         def reload() -> None:
-            # The keys' modes too: what was no good at the start is none now.
-            errors = [found.text for found in startchecks.check_keys(self._config) if found.is_error]
+            # Modes and owners too: what was no good at the start is none now.
+            errors = [found.text for found in startchecks.check_tls_files(self._config) if found.is_error]
             if errors:
                 raise SecurityError("; ".join(errors))
             context = server_context(served)

@@ -6,6 +6,7 @@ directory, follows its line at once; and when the log is a file, its own tail ha
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -136,7 +137,14 @@ def audit_log(log: FilteringBoundLogger) -> FilteringBoundLogger:
 
 
 def _open_log(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    # A link could lead to any file of ours, and we would append to it. Those in /dev are the machine's.
+    no_link = 0 if path.parent == Path("/dev") else os.O_NOFOLLOW
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | no_link, 0o600)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "is a symbolic link: name the file itself", str(path)) from None
+        raise
 
 
 def _to_json(event: Mapping[str, Any], **options: Any) -> str:

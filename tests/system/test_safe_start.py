@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import stat
 import subprocess
@@ -81,6 +82,27 @@ def test_the_configuration_file(tmp_path: Path) -> None:
     with Worker(tmp_path) as worker:
         line = worker.log_events("worker.insecure")[-1]
         assert "jobs.env may hold secrets: chmod 640 worker.toml" in line["reason"]
+
+
+def test_no_start_with_an_authority_that_all_can_replace(tmp_path: Path) -> None:
+    certs = certificates(tmp_path)
+    keys: dict[str, Any] = {
+        "GRPC_SERVER_USE_TLS": "true",
+        "GRPC_SERVER_CRT_FILE": str(certs / "server.pem"),
+        "GRPC_SERVER_KEY_FILE": str(certs / "server.key"),
+        "GRPC_SERVER_CLIENT_CA_FILE": str(certs / "ca.pem"),
+        "ACCESS_ADMINS": "dns:admin",
+    }
+    (certs / "ca.pem").chmod(0o666)
+    status, said = ended(Worker(tmp_path, **keys))
+    assert status == 1
+    assert f"{certs}/ca.pem: everybody can change who is let in, as whom (mode 0666): chmod go-w {certs}/ca.pem" in said
+    (certs / "ca.pem").chmod(0o644)
+    with Worker(tmp_path, **keys) as worker:
+        # Nor is it read again so.
+        (certs / "ca.pem").chmod(0o666)
+        os.kill(worker.pid, signal.SIGHUP)
+        assert "everybody can change who is let in" in worker.wait_log("tls.not_reloaded")["reason"]
 
 
 def test_a_state_directory_is_closed(tmp_path: Path) -> None:

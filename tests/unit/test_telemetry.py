@@ -306,6 +306,14 @@ def test_a_log_that_cannot_be_opened(tmp_path: Path) -> None:
         set_up_log(LogConfig(file=tmp_path / "missing" / "worker.log"))
 
 
+def test_a_log_that_is_a_link(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("precious\n")
+    (tmp_path / "log").symlink_to("other")
+    with pytest.raises(OSError, match="is a symbolic link: name the file itself"):
+        set_up_log(LogConfig(file=tmp_path / "log"))
+    assert (tmp_path / "other").read_text() == "precious\n"
+
+
 def test_a_log_that_cannot_be_written_is_caught_up_with(folder: Path) -> None:
     run = Run(folder)
     with run as transitions:

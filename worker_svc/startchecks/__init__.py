@@ -6,12 +6,15 @@ import os
 import shlex
 import stat
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from worker_svc.config import Config
+from worker_svc.startchecks.policy_files import dangers_to_policy
+from worker_svc.startchecks.trust import Danger, Who, is_others, who_else_can_replace
 
-_GROUP_OR_OTHERS = 0o077
+_GROUP_OR_OTHERS: Final = 0o077
 
 
 class Finding(NamedTuple):
@@ -21,13 +24,22 @@ class Finding(NamedTuple):
 
 def check(config: Config, config_file: Path | None, *, is_named: bool) -> list[Finding]:
     """`config_file`: the one in use; `is_named`: not just found in the current directory."""
-    return [
-        *_check_address(config),
-        *check_keys(config),
-        *_check_unix_path(config),
-        *_check_state_dir(config.state.dir),
-        *(_check_config_file(config_file, config, is_named) if config_file is not None else ()),
-    ]
+    found = chain(
+        _check_address(config),
+        check_tls_files(config),
+        _check_unix_path(config),
+        _check_state_dir(config.state.dir),
+        _check_log(config.log.file),
+        _check_policy(config),
+        _check_config_file(config_file, config, is_named) if config_file is not None else (),
+    )
+    return list(dict.fromkeys(found))
+
+
+def _finding(danger: Danger, key: str, what: str, *, user_is_error: bool = True) -> Finding:
+    """A group is one that the administrator has made: that it may is a warning."""
+    is_error = danger.who is Who.EVERYBODY or (danger.who is Who.USER and user_is_error)
+    return Finding(is_error, f"{key}: {danger.text(what)}" if key else danger.text(what))
 
 
 def mend_state_dir(state_dir: Path) -> str:
@@ -66,25 +78,39 @@ def _check_address(config: Config) -> Iterator[Finding]:
         )
 
 
-def check_keys(config: Config) -> Iterator[Finding]:
-    keys = (
-        ("grpc_server.key_file", config.grpc_server.key_file if config.grpc_server.use_tls else None),
-        ("scheduler.key_file", config.scheduler.key_file if config.scheduler.use_tls else None),
-    )
-    for name, path in keys:
-        found = _stat(path)
-        if path is None or found is None:  # that it is missing is told where it is read
-            continue
-        mode = stat.S_IMODE(found.st_mode)
-        shown = f"{name}: {path}: the private key"
-        if mode & 0o027:
-            whom = "readable by everybody" if mode & 0o004 else "open to other users"
-            yield Finding(True, f"{shown} is {whom} (mode {mode:04o}): chmod 600 {_quote(path)}")
-        elif mode & 0o050:
-            yield Finding(False, f"{shown} is readable by its group (mode {mode:04o}): chmod 600 {_quote(path)}")
-        if found.st_uid not in (0, os.geteuid()):
-            text = f"{shown} belongs to user {found.st_uid}, who can change it: chown {os.geteuid()} {_quote(path)}"
-            yield Finding(True, text)
+def check_tls_files(config: Config) -> Iterator[Finding]:
+    server, scheduler = config.grpc_server, config.scheduler
+    if server.use_tls:
+        yield from _check_key("grpc_server.key_file", server.key_file)
+        yield from _check_tls_file("grpc_server.crt_file", server.crt_file, "the worker's certificate")
+        yield from _check_tls_file("grpc_server.client_ca_file", server.client_ca_file, "who is let in, as whom")
+        yield from _check_tls_file("grpc_server.crl_file", server.crl_file, "who is let in")
+    if scheduler.use_tls:
+        yield from _check_key("scheduler.key_file", scheduler.key_file)
+        yield from _check_tls_file("scheduler.crt_file", scheduler.crt_file, "the worker's certificate")
+        yield from _check_tls_file("scheduler.ca_file", scheduler.ca_file, "who is taken for the scheduler")
+
+
+def _check_tls_file(key: str, path: Path | None, what: str) -> Iterator[Finding]:
+    # That it is missing is told where it is read.
+    return (_finding(danger, key, what) for danger in (who_else_can_replace(path) if path is not None else ()))
+
+
+def _check_key(name: str, path: Path | None) -> Iterator[Finding]:
+    found = _stat(path)
+    if path is None or found is None:
+        return
+    mode = stat.S_IMODE(found.st_mode)
+    shown = f"{name}: {path}: the private key"
+    if mode & 0o027:
+        whom = "readable by everybody" if mode & 0o004 else "open to other users"
+        yield Finding(True, f"{shown} is {whom} (mode {mode:04o}): chmod 600 {_quote(path)}")
+    elif mode & 0o050:
+        yield Finding(False, f"{shown} is readable by its group (mode {mode:04o}): chmod 600 {_quote(path)}")
+    if is_others(found.st_uid):
+        text = f"{shown} belongs to user {found.st_uid}, who can change it: chown {os.geteuid()} {_quote(path)}"
+        yield Finding(True, text)
+    yield from (_finding(danger, name, "the private key") for danger in who_else_can_replace(path, leaf=False))
 
 
 def _check_unix_path(config: Config) -> Iterator[Finding]:
@@ -98,6 +124,9 @@ def _check_unix_path(config: Config) -> Iterator[Finding]:
             f"grpc_server.addr: {path.parent}: others can put a socket of their own in the place of the worker's "
             f"(mode {stat.S_IMODE(folder.st_mode):04o}): chmod go-w {_quote(path.parent)}",
         )
+    for danger in who_else_can_replace(path, leaf=False):
+        if danger.who is Who.USER or danger.path != path.parent:
+            yield _finding(danger, "grpc_server.addr", "where the worker's socket is")
     found = _lstat(path)
     if found is not None and not stat.S_ISSOCK(found.st_mode):
         yield Finding(True, f"grpc_server.addr: {path}: is there already and no socket: mv it away")
@@ -121,11 +150,20 @@ def _check_state_dir(state_dir: Path) -> Iterator[Finding]:
             f"state.dir: {state_dir}: belongs to user {found.st_uid}, who could change what jobs run: "
             f"chown -R {os.geteuid()} {_quote(state_dir)}, or set another",
         )
-    for parent in state_dir.parents:
-        above = _stat(parent)
-        if above is not None and above.st_mode & stat.S_IWOTH and not above.st_mode & stat.S_ISVTX:
-            text = f"state.dir: {parent}: everybody can put another directory in its place: chmod o-w {_quote(parent)}"
-            yield Finding(True, text)
+    for danger in who_else_can_replace(state_dir, leaf=False):
+        yield _finding(danger, "state.dir", "what jobs run")
+
+
+def _check_log(path: Path | None) -> Iterator[Finding]:
+    if path is not None:
+        for danger in who_else_can_replace(path):
+            yield _finding(danger, "log.file", "what the log says", user_is_error=False)
+
+
+def _check_policy(config: Config) -> Iterator[Finding]:
+    """A warning where it is one user or group: it may be theirs to say what jobs run."""
+    for key, danger in dangers_to_policy(config.policy):
+        yield _finding(danger, key, "what the policy allows", user_is_error=False)
 
 
 def _check_config_file(path: Path, config: Config, is_named: bool) -> Iterator[Finding]:
@@ -138,10 +176,12 @@ def _check_config_file(path: Path, config: Config, is_named: bool) -> Iterator[F
     elif mode & stat.S_IWGRP:
         text = f"{path}: its group can change what jobs run (mode {mode:04o}): chmod g-w {_quote(path)}"
         yield Finding(False, text)
-    if found.st_uid not in (0, os.geteuid()):
+    if is_others(found.st_uid):
         text = f"{path}: belongs to user {found.st_uid}, who can change what jobs run: chown {os.geteuid()} "
         # One that merely lay where the worker was started may be a trap.
         yield Finding(not is_named, text + _quote(path))
+    for danger in who_else_can_replace(path, leaf=False):
+        yield _finding(danger, "", "what jobs run", user_is_error=not is_named)
     if mode & stat.S_IROTH and config.jobs.env:
         text = f"{path}: everybody can read it, and jobs.env may hold secrets: chmod 640 {_quote(path)}"
         yield Finding(False, text)
