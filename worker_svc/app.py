@@ -30,7 +30,7 @@ from worker_svc.messages.defaults import start_defaults
 from worker_svc.output import OutputReader
 from worker_svc.policy import CommandPolicy, base_env
 from worker_svc.registration import Registration
-from worker_svc.security import Reloader, SecurityError, renew_scheduler_context, scheduler_context, server_context
+from worker_svc.security import Reloader, SecurityError, acceptance, scheduler_context, server_context
 from worker_svc.server import GrpcServer
 from worker_svc.service import Identity, WorkerService
 from worker_svc.supervisor import crashpoints
@@ -117,7 +117,6 @@ class _Worker:
         self._started_monotonic_s = time.monotonic()
         self._feed: Feed | None = None
         self._registration: Registration | None = None
-        self._scheduler_context: ssl.SSLContext | None = None
         self._advertised = ""
         self._is_log_behind = False
         """Whether there are transitions that could not be logged: the log is tried again and again."""
@@ -209,10 +208,12 @@ class _Worker:
             errors = [found.text for found in startchecks.check_tls_files(self._config) if found.is_error]
             if errors:
                 raise SecurityError("; ".join(errors))
-            context = server_context(served)
-            if self._scheduler_context is not None:
-                renew_scheduler_context(self._scheduler_context, scheduler)
-            server.use_context(context)
+            context, calling = server_context(served), scheduler_context(scheduler)
+            leaving = server.use_context(context, acceptance(context, served.crl_file))
+            if leaving:
+                self._log.warning("tls.clients_refused", connections=leaving)
+            if self._registration is not None:
+                self._registration.use_context(calling)
 
         reloader = Reloader(files, reload, self._log)
         reloader.watch()
@@ -227,14 +228,13 @@ class _Worker:
         self._advertised = str(advertised)
         if scheduler.addr is None:
             return []
-        self._scheduler_context = scheduler_context(scheduler)
         self._registration = Registration(
             self._advertised,
             self._log,
             host=scheduler.addr.host,
             port=scheduler.addr.port,
             unix_path=scheduler.addr.unix_path or None,
-            ssl_context=self._scheduler_context,
+            ssl_context=scheduler_context(scheduler),
             server_name=scheduler.server_name,
             register_timeout_s=scheduler.register_timeout_s,
             backoff_initial_s=scheduler.backoff_initial_s,

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
+import re
 import ssl
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from structlog.typing import FilteringBoundLogger
 
@@ -18,6 +22,12 @@ _IN_CLOSE_WRITE: Final = 0x0008
 # Certificate and key are two files: whoever replaces both gets this long before they are read.
 _SETTLE_S: Final = 0.25
 _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+_CRL_PEM: Final = re.compile(rb"-----BEGIN X509 CRL-----(.*?)-----END X509 CRL-----", re.DOTALL)
+_DER_INTEGER: Final = 2
+_DER_TIMES: Final = (b"\x17\x0d", b"\x18\x0f")
+_ENCODING_DER: Final = 2
 
 
 class SecurityError(Exception):
@@ -72,17 +82,6 @@ def _client_context(
     return context
 
 
-def renew_scheduler_context(context: ssl.SSLContext, config: SchedulerConfig) -> None:
-    """For connections to come. A CA that is no longer in the file stays trusted until a restart. Raises SecurityError
-    and then leaves the context as it was."""
-    if scheduler_context(config) is None:
-        return
-    if config.ca_file is not None:
-        _load_ca(context, config.ca_file, "scheduler.ca_file")
-    if config.crt_file is not None and config.key_file is not None:
-        _load_chain(context, config.crt_file, config.key_file, "scheduler")
-
-
 def _harden(context: ssl.SSLContext, version: str) -> None:
     context.minimum_version = _VERSIONS[version]
     context.set_alpn_protocols(["h2"])
@@ -124,6 +123,49 @@ def _load_crl(context: ssl.SSLContext, crl_file: Path) -> None:
     if not context.cert_store_stats()["crl"]:
         raise SecurityError(f"grpc_server.crl_file: {crl_file}: has no list of revoked certificates")
     context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+
+
+def acceptance(context: ssl.SSLContext | None, crl_file: Path | None) -> Callable[[ssl.SSLObject], bool]:
+    """Whether a client that was let in before would still be: its certificate neither revoked nor expired, and of an
+    authority that is still trusted. Raises SecurityError.
+
+    OpenSSL looks at certificates in handshakes only. Whom this turns away without need has to connect again, no more.
+    """
+    authorities = set() if context is None else set(context.get_ca_certs(binary_form=True))
+    revoked = b"" if crl_file is None else _crl_bytes(crl_file)
+
+    def accepts(connection: ssl.SSLObject) -> bool:
+        certificate = connection.getpeercert()
+        if not certificate:
+            return not authorities  # nobody was asked for one
+        serial = int(str(certificate["serialNumber"]), 16)
+        expires_s = ssl.cert_time_to_seconds(str(certificate["notAfter"]))
+        return expires_s > time.time() and not _is_listed(serial, revoked) and _anchor(connection) in authorities
+
+    return accepts
+
+
+def _crl_bytes(crl_file: Path) -> bytes:
+    try:
+        text = crl_file.read_bytes()
+    except OSError as error:
+        raise SecurityError(f"grpc_server.crl_file: {crl_file}: {error}") from error
+    return b"".join(base64.b64decode(body) for body in _CRL_PEM.findall(text))
+
+
+def _is_listed(serial: int, crl: bytes) -> bool:
+    """An entry is a serial number and a time, UTCTime or GeneralizedTime (RFC 5280, 5.1); nothing else in it is."""
+    number = serial.to_bytes(serial.bit_length() // 8 + 1, "big", signed=True)
+    entry = bytes([_DER_INTEGER, len(number)]) + number
+    return any(entry + time_head in crl for time_head in _DER_TIMES)
+
+
+def _anchor(connection: ssl.SSLObject) -> bytes:
+    """The authority that the handshake ended at."""
+    if sys.version_info >= (3, 13):
+        return b"".join(connection.get_verified_chain()[-1:])
+    chain: Any = connection._sslobj.get_verified_chain()  # type: ignore[attr-defined]  # public from 3.13 on
+    return bytes(chain[-1].public_bytes(_ENCODING_DER)) if chain else b""
 
 
 class Reloader:

@@ -630,6 +630,26 @@ async def test_tls_checks_the_name(tmp_path: Path) -> None:
             await eventually(lambda: right.registered)
 
 
+async def test_an_authority_that_was_taken_away_is_not_trusted_any_more(tmp_path: Path) -> None:
+    server_context, client_context = tls_contexts(tmp_path)
+    (tmp_path / "other").mkdir()
+    _, others = tls_contexts(tmp_path / "other")
+    log = Log()
+    async with FakeScheduler(ssl_context=server_context) as scheduler:
+        subject = registration(scheduler, log, ssl_context=client_context, backoff_max_s=0.01)
+        async with running(subject):
+            await eventually(lambda: subject.registered)
+            subject.use_context(others)
+            await asyncio.sleep(0)
+            assert len(scheduler.register_calls) == 1  # what is open lives on
+            await scheduler.stop()
+            await scheduler.start()
+            await eventually(lambda: "certificate verify failed" in str(log.of("scheduler.unreachable")))
+            assert len(scheduler.register_calls) == 1
+            subject.use_context(client_context)
+            await eventually(lambda: subject.registered)
+
+
 async def test_pings_unwelcome_are_left_off() -> None:
     """gRPC servers, by default, end idle connections that PING more than a few times in two hours."""
     grpc = pytest.importorskip("grpc", reason="the foreign peer, grpcio, is not installed")

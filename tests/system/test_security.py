@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
 
 from tests.support import programs, stalled_fs
 from tests.support.peers import Answer, Peer, Peers
 from tests.support.secured import last_audit, make_certs, tls_keys
 from tests.support.workers import PATIENCE_S, Worker
 from worker_svc.access import RPCS, Role, Scope, Verdict
-from worker_svc.certs import Authority, make_directory, read_pair
 
 ROLE_OF = {"admin": Role.ADMIN, "operator": Role.OPERATOR, "red": Role.SUBMITTER, "viewer": Role.VIEWER}
 NO_JOB = "no-such-job"
@@ -499,74 +497,3 @@ def test_a_script_that_is_swapped_while_its_job_waits_is_not_run(tmp_path: Path,
         job = red.wait(queued)
         assert job.outcome == 7
         assert "was changed or replaced after the worker's policy allowed it" in job.error_text
-
-
-# Certificates that change
-
-
-def test_certificates_are_read_again_and_streams_live_on(tmp_path: Path, peers: Peers) -> None:
-    import signal
-    import ssl
-
-    certs = make_certs(tmp_path / "certs")
-    own = Peers(certs, tmp_path)
-    with Worker(tmp_path, **tls_keys(certs)) as worker, own.connect(worker.address, "red") as red:
-
-        def served() -> int:
-            import socket
-
-            host, _, port = worker.address.rpartition(":")
-            context = ssl.create_default_context(cafile=certs / "ca.pem")
-            context.load_cert_chain(certs / "red.pem", certs / "red.key")
-            with (
-                socket.create_connection((host, int(port))) as plain,
-                context.wrap_socket(plain, server_hostname=host) as tls,
-            ):
-                return x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"").serial_number
-
-        go = tmp_path / "go"
-        job_id = red.start(*programs.until_exists(go))
-        stream = red.stream("StreamJob", jobID=job_id, follow=True)
-        first = served()
-        authority = Authority(read_pair(certs, "ca"))
-
-        # New files: they are noticed by themselves, both of them.
-        fresh = authority.issue("localhost", [x509.DNSName("localhost"), x509.IPAddress(_loopback())], is_server=True)
-        fresh.write(tmp_path, "new")
-        (tmp_path / "new.key").rename(certs / "server.key")
-        (tmp_path / "new.pem").rename(certs / "server.pem")
-        worker.wait_log("tls.reloaded")
-        assert served() == fresh.certificate.serial_number != first
-
-        # A broken one is told of, and the one before stays.
-        (certs / "server.pem").write_text("nonsense")
-        told = worker.wait_log("tls.not_reloaded")
-        assert told["level"] == "error"
-        assert "grpc_server.crt_file" in told["reason"]
-        assert served() == fresh.certificate.serial_number
-
-        # On SIGHUP too; it is still no good.
-        count = len(worker.log_events("tls.not_reloaded"))
-        assert worker.process is not None
-        worker.process.send_signal(signal.SIGHUP)
-        worker.wait_log("tls.not_reloaded", count + 1)
-        (certs / "server.pem").unlink()
-        (certs / "server.key").unlink()
-        make_directory(certs, hosts=["localhost", "127.0.0.1"], clients=[])
-        worker.wait_log("tls.reloaded", 2)
-        assert served() not in (first, fresh.certificate.serial_number)
-
-        # Revoked from now on; who is connected stays so.
-        make_directory(certs, hosts=["localhost"], clients=[], revoke=["blue"])
-        worker.wait_log("tls.reloaded", 3)
-        with own.connect(worker.address, "blue") as blue, own.connect(worker.address, "revoked") as revoked:
-            assert blue.call("GetWorker").name == revoked.call("GetWorker").name == "UNAVAILABLE"
-        go.touch()
-        assert list(stream) == []
-        assert red.wait(job_id).outcome == 1
-
-
-def _loopback() -> Any:
-    import ipaddress
-
-    return ipaddress.ip_address("127.0.0.1")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from ssl import SSLContext
 from typing import Any, Final, Protocol, TypeVar
 
@@ -104,6 +105,10 @@ class Registration:
     @property
     def registered(self) -> bool:
         return bool(self._worker_id)
+
+    def use_context(self, ssl_context: SSLContext | None) -> None:
+        """For connections to come; the one that is there lives on."""
+        self._endpoint = replace(self._endpoint, ssl_context=ssl_context)
 
     async def run(self) -> None:
         """Registers, and again after every loss of the connection, until cancelled.

@@ -81,6 +81,7 @@ class GrpcServer(Server):
         self._sweeping: asyncio.TimerHandle | None = None
         self._all_gone = asyncio.Event()
         self._unix_path = ""
+        self._accepts: Callable[[ssl.SSLObject], bool] = lambda connection: True
 
     @property
     def connections(self) -> int:
@@ -104,10 +105,21 @@ class GrpcServer(Server):
             return address
         return Address(host=address.host, port=sockets[0].getsockname()[1])
 
-    def use_context(self, context: ssl.SSLContext | None) -> None:
-        """For connections from now on; those that are open live on."""
+    def use_context(self, context: ssl.SSLContext | None, accepts: Callable[[ssl.SSLObject], bool]) -> int:
+        """For connections from now on. Those that are open live on if `accepts` says so; else they take no new calls,
+        and end when those that run have. Returns how many these are."""
         if self._listener is not None:
             self._listener.context = context
+        self._accepts = accepts
+        return sum(self._turn_away(protocol) for protocol in list(self._protocols))
+
+    def _turn_away(self, protocol: ServerProtocol) -> bool:
+        """Whether it is one that is not let in any more."""
+        connection = protocol.tls
+        if protocol.is_leaving or connection is None or self._accepts(connection):
+            return False
+        protocol.leave()
+        return True
 
     async def leave(self, grace_s: float) -> None:
         """Lets running calls finish for `grace_s`, tells every client, and closes."""
@@ -156,6 +168,7 @@ class GrpcServer(Server):
         self._protocols.add(protocol)
         if self._listener is None:
             protocol.say_goodbye()  # its handshake ended after we had closed
+        self._turn_away(protocol)  # if it began before the certificates were read again
         if self._sweeping is None:
             self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -123,6 +124,10 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
         """Of the header block that is arriving."""
         self._header_since_s = 0.0
         self._pinged_s = 0.0
+
+    @property
+    def tls(self) -> ssl.SSLObject | None:
+        return None if self._transport is None else self._transport.get_extra_info("ssl_object")
 
     # Reading
 

@@ -1,0 +1,92 @@
+"""Which clients that were let in would still be."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from pathlib import Path
+
+import pytest
+
+from worker_svc import security
+from worker_svc.certs import Authority, make_directory, read_pair
+from worker_svc.config import GrpcServerConfig
+from worker_svc.security import SecurityError, acceptance, server_context
+
+
+@pytest.fixture
+def certs(tmp_path: Path) -> Path:
+    make_directory(tmp_path / "certs", hosts=["localhost"], clients=["red", "blue"])
+    return tmp_path / "certs"
+
+
+def config(certs: Path, ca: str = "ca.pem") -> GrpcServerConfig:
+    return GrpcServerConfig(
+        use_tls=True, crt_file=certs / "server.pem", key_file=certs / "server.key",
+        client_ca_file=certs / ca, crl_file=certs / "crl.pem",
+    )  # fmt: skip
+
+
+def connected(served: ssl.SSLContext, certs: Path, name: str) -> ssl.SSLObject:
+    """The worker's end of a connection."""
+    context = ssl.create_default_context(cafile=certs / "ca.pem")
+    if name:
+        context.load_cert_chain(certs / f"{name}.pem", certs / f"{name}.key")
+    inwards, outwards = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(outwards, inwards, server_hostname="localhost")
+    server = served.wrap_bio(inwards, outwards, server_side=True)
+    for end in (client, server, client, server):
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+    return server
+
+
+def accepts(certs: Path, connection: ssl.SSLObject, ca: str = "ca.pem") -> bool:
+    return acceptance(server_context(config(certs, ca)), certs / "crl.pem")(connection)
+
+
+def test_revoked_or_expired(certs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = server_context(config(certs))
+    assert served is not None
+    red, blue = connected(served, certs, "red"), connected(served, certs, "blue")
+    assert accepts(certs, red)
+    make_directory(certs, hosts=[], clients=[], revoke=["red"])
+    assert not accepts(certs, red)
+    assert accepts(certs, blue)
+    later_s = time.time() + 826 * 86_400
+    monkeypatch.setattr("worker_svc.security.time.time", lambda: later_s)
+    assert not accepts(certs, blue)
+
+
+def test_of_another_authority(certs: Path) -> None:
+    served = server_context(config(certs))
+    assert served is not None
+    red = connected(served, certs, "red")
+    Authority.create("another").pair.write(certs, "other")
+    assert not accepts(certs, red, "other.pem")
+    (certs / "both.pem").write_bytes((certs / "other.pem").read_bytes() + (certs / "ca.pem").read_bytes())
+    assert accepts(certs, red, "both.pem")
+
+
+def test_who_was_asked_for_no_certificate(certs: Path) -> None:
+    plain = server_context(GrpcServerConfig(use_tls=True, crt_file=certs / "server.pem", key_file=certs / "server.key"))
+    assert plain is not None
+    nobody = connected(plain, certs, "")
+    assert acceptance(plain, None)(nobody)
+    assert not accepts(certs, nobody)
+
+
+@pytest.mark.parametrize("serial", [1, 127, 128, 255, 2**64, 2**150 - 1])
+def test_serial_numbers(serial: int, certs: Path) -> None:
+    """One is also the version of every CRL."""
+    authority = Authority(read_pair(certs, "ca"))
+    for listed in ([], [serial], [5, serial, 2**100], [serial + 1, serial << 8]):
+        (certs / "crl.pem").write_bytes(b"# ours\n" + authority.revocation_list(listed))
+        assert security._is_listed(serial, security._crl_bytes(certs / "crl.pem")) == (serial in listed)
+
+
+def test_a_list_that_is_not_there(certs: Path) -> None:
+    with pytest.raises(SecurityError, match=r"grpc_server\.crl_file: .*gone"):
+        acceptance(None, certs / "gone")
