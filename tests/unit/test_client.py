@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -39,6 +40,7 @@ from worker_svc import (
     Unreachable,
     WorkerClient,
 )
+from worker_svc.client.connection import why_refused
 from worker_svc.job import ERRORS
 from worker_svc.pb.jobscheduler import (
     DeleteJobReq,
@@ -437,3 +439,19 @@ async def test_metadata_goes_with_every_call(worker: FakeWorker) -> None:
     server.close()
     await server.wait_closed()
     assert seen == ["t", "t"]
+
+
+@pytest.mark.parametrize(
+    "alert, text",
+    [
+        ("TLSV13_ALERT_CERTIFICATE_REQUIRED", "it wants a certificate"),
+        ("SSLV3_ALERT_CERTIFICATE_REVOKED", "the certificate was refused"),
+        ("TLSV1_ALERT_UNKNOWN_CA", "the certificate was refused"),
+        ("TLSV1_ALERT_PROTOCOL_VERSION", "another version of TLS"),
+        ("SOMETHING_ELSE", "TLS: SOMETHING_ELSE"),
+    ],
+)
+def test_what_an_alert_means(alert: str, text: str) -> None:
+    error = ssl.SSLError(1, "x")
+    error.reason = alert
+    assert text in why_refused(error)

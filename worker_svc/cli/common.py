@@ -112,7 +112,7 @@ def with_worker(
 
     from grpclib.exceptions import GRPCError
 
-    from worker_svc.client import Unreachable, WorkerClient
+    from worker_svc.client import Unreachable, Untrusted, WorkerClient
     from worker_svc.job import JobError
 
     address: str = arguments.addr
@@ -127,6 +127,8 @@ def with_worker(
 
     try:
         return asyncio.run(connected())
+    except Untrusted as error:
+        raise Failure(error.message, failed_status) from error
     except Unreachable as error:
         raise Failure(f"{error}\n{_how_to_reach_one(address)}", failed_status) from error
     except JobError as error:

@@ -9,14 +9,14 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime
-from ssl import SSLContext
+from ssl import SSLContext, SSLError
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from grpclib.client import Channel
 from grpclib.config import Configuration
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
+from worker_svc.client.connection import ClientChannel, Unreachable, Untrusted, why_refused
 from worker_svc.client.fields import count, duration, field_at_fault, member, reason
 from worker_svc.config.address import Address
 from worker_svc.job import DeadlineExceeded, InvalidArgument, Unavailable
@@ -54,16 +54,14 @@ from worker_svc.pb.jobscheduler import (
 )
 from worker_svc.statuses import from_grpc
 
+__all__ = ["Unreachable", "Untrusted", "WorkerClient"]
+
 T = TypeVar("T")
 
 # On the wire a wait of zero means "no limit"; here it means "do not wait".
 _SHORTEST_WAIT_S: Final = 0.001
 _STREAM_WINDOW_BYTES: Final = 1024 * 1024
 _UINT64_MAX: Final = 2**64 - 1
-
-
-class Unreachable(Unavailable):
-    """No connection to the worker could be made: nothing was asked of it."""
 
 
 class WorkerClient:
@@ -102,7 +100,7 @@ class WorkerClient:
         self._ssl = ssl
         self._server_name = server_name
         self._metadata = dict(metadata) if metadata else None
-        self._channel: Channel | None = None
+        self._channel: ClientChannel | None = None
 
     @property
     def address(self) -> str:
@@ -116,10 +114,10 @@ class WorkerClient:
             ssl_target_name_override=self._server_name or None,
         )
         if self._address.is_unix:
-            self._channel = Channel(path=self._address.unix_path, ssl=self._ssl, config=config)
+            self._channel = ClientChannel(path=self._address.unix_path, ssl=self._ssl, config=config)
         else:
             host = self._address.host or "127.0.0.1"
-            self._channel = Channel(host, self._address.port, ssl=self._ssl, config=config)
+            self._channel = ClientChannel(host, self._address.port, ssl=self._ssl, config=config)
         return self
 
     async def __aexit__(
@@ -356,19 +354,25 @@ class WorkerClient:
             raise from_grpc(error) from error
         except StreamTerminatedError as error:
             _forget_cancel(cancels)
-            raise Unavailable(f"the connection to the worker at {self.address} was lost") from error
+            raise self._lost() from error
         except AttributeError as error:
             # grpclib takes its connection apart when it is lost, also under a call that is just about to be sent.
             if error.name != "_transport":
                 raise
-            raise Unavailable(f"the connection to the worker at {self.address} was lost") from error
+            raise self._lost() from error
         except UnicodeEncodeError as error:
             raise InvalidArgument(field_at_fault(request), "is not valid Unicode") from error
+        except SSLError as error:
+            raise Untrusted(f"no connection to the worker at {self.address}: {why_refused(error)}") from error
         except OSError as error:
             if isinstance(error, TimeoutError) and error.errno is None:
                 _forget_cancel(cancels)
                 raise DeadlineExceeded(f"no answer from the worker at {self.address} in time") from error
             raise Unreachable(f"no connection to a worker at {self.address}: {reason(error)}") from error
+
+    def _lost(self) -> Unavailable:
+        why = self._channel.why_lost() if self._channel is not None else ""
+        return Unavailable(f"the connection to the worker at {self.address} was lost{why and f': {why}'}")
 
 
 def _forget_cancel(cancels_before: int) -> None:
