@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
@@ -29,6 +29,7 @@ from worker_svc.pb import jobscheduler as pb
 from worker_svc.policy import Decision
 
 _DRAINING: Final = "the worker is shutting down: connect again, and go on from where you were"
+_HIDDEN_KEYS: Final = "access.secret_keys"
 _OWN_JOBS_ONLY: Final = "own jobs only"
 # As long as a good one can be: a bad one is whatever a caller writes.
 _SHOWN_ID_CHARS: Final = 128
@@ -79,6 +80,17 @@ class Call:
 
     def masked(self, text: str) -> str:
         return self._gate.masker.text(text)
+
+    def check_filter(self, labels: Mapping[str, str]) -> None:
+        """Raises PermissionDenied for what could only confirm guesses: who cannot see a value cannot look for it in
+        others' jobs either."""
+        if self.owner is not None or self.caller.role is Role.ADMIN:
+            return
+        shown = self._gate.masker.table(labels)
+        for key, value in labels.items():
+            if shown[key] != value:
+                self.deny("", _HIDDEN_KEYS)
+                raise PermissionDenied(f"labels: only an admin may look for {key!r}, which is secret ({_HIDDEN_KEYS})")
 
     def is_about(self, job_id: str) -> None:
         self._job_id = job_id[:_SHOWN_ID_CHARS]

@@ -151,6 +151,7 @@ class WorkerService(GuardedService):
 
     async def list_jobs(self, message: pb.ListJobsReq) -> pb.ListJobsRes:
         size = messages.page_size_from(message.page_size)
+        CALL.get().check_filter(message.labels)
         query = partial(
             StoreReader.find,
             before_ordinal=messages.page_token_from(message.page_token),
