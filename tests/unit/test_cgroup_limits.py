@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
 from worker_svc.job import InvalidArgument
-from worker_svc.job.cgroup_limits import CgroupLimits
+from worker_svc.job.cgroup_limits import CgroupLimits, amount_text
 
 ALL = CgroupLimits(
     memory_max_bytes=2**30, swap_max_bytes=0, cpu_max_cores=1.5, cpu_weight=200, pids_max=64, io_weight=10
@@ -65,3 +66,27 @@ def test_maxima_hold_for_those_who_ask_for_more_or_for_no_limit() -> None:
     for limits in (CgroupLimits(pids_max=11), CgroupLimits()):
         with pytest.raises(InvalidArgument, match=r"^limits\.pids_max: must be at most 10, "):
             limits.check_maxima(maxima)
+
+
+@pytest.mark.parametrize(
+    "limits, text",
+    [
+        (CgroupLimits(pids_max=0), "limits.pids_max: must be from 1 to 4194304, not 0"),
+        (
+            CgroupLimits(memory_max_bytes=5),
+            "limits.memory_max_bytes: must be from 1048576 (1M) to 9223372036854775807, not 5",
+        ),
+        (CgroupLimits(swap_max_bytes=-1), "limits.swap_max_bytes: must be from 0 to 9223372036854775807, not -1"),
+        (CgroupLimits(cpu_max_cores=0.001), "limits.cpu_max_cores: must be from 0.01 to 100000, not 0.001"),
+    ],
+)
+def test_bounds_have_all_their_digits(limits: CgroupLimits, text: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"^{re.escape(text)}$"):
+        limits.validate()
+
+
+def test_amounts() -> None:
+    assert amount_text("memory_max_bytes", 3 * 2**29) == "1610612736 (1536M)"
+    assert amount_text("memory_max_bytes", 2**40 + 1) == "1099511627777"
+    assert amount_text("pids_max", 2**20) == "1048576"
+    assert amount_text("cpu_max_cores", 1.5) == "1.5"

@@ -23,6 +23,7 @@ from worker_svc.job.cgroup_limits import (
     PIDS_CEILING,
     WEIGHT_DEFAULT,
     WEIGHT_MAX,
+    amount_text,
 )
 from worker_svc.job.limit_texts import parse_cpus, parse_rlimit, parse_umask
 from worker_svc.job.limits import UNLIMITED
@@ -91,7 +92,10 @@ class LimitsConfig(Section):
     def conflicts(self) -> Iterator[Conflict]:
         for name, value, most in zip(CgroupLimits._fields, self._asked, self.cgroup_maxima, strict=True):
             if value is not None and most is not None and value > most:
-                yield (name, f"{name}_limit"), f"{name} {value:g} must not be more than {name}_limit, {most:g}"
+                text = (
+                    f"{name} {amount_text(name, value)} must not be more than {name}_limit, {amount_text(name, most)}"
+                )
+                yield (name, f"{name}_limit"), text
         for name in ("nice", "oom_score_adj"):
             value, least = getattr(self, name), getattr(self, f"{name}_min")
             if value is not None and least is not None and value < least:

@@ -21,6 +21,7 @@ WEIGHT_DEFAULT: Final = 100
 # The kernel's own ceiling, PID_MAX_LIMIT on 64 bits.
 PIDS_CEILING: Final = 4 * 1024 * 1024
 _BYTES_CEILING: Final = 2**63 - 1
+_UNITS: Final = (("T", 2**40), ("G", 2**30), ("M", 2**20), ("K", 2**10))
 
 
 class CgroupLimits(NamedTuple):
@@ -52,7 +53,8 @@ class CgroupLimits(NamedTuple):
         for name, value in self._asdict().items():
             low, high = bounds[name]
             if value is not None and not (math.isfinite(value) and low <= value <= high):
-                raise InvalidArgument(f"{prefix}.{name}", f"must be from {low:g} to {high:g}, not {value}")
+                shown = f"must be from {amount_text(name, low)} to {amount_text(name, high)}, not {value}"
+                raise InvalidArgument(f"{prefix}.{name}", shown)
 
     def over(self, defaults: CgroupLimits) -> CgroupLimits:
         """These limits, and the defaults for what they leave open."""
@@ -65,9 +67,8 @@ class CgroupLimits(NamedTuple):
         """
         for name, value, most in zip(self._fields, self, maxima, strict=True):
             if most is not None and (value is None or value > most):
-                raise InvalidArgument(
-                    f"{prefix}.{name}", f"must be at most {most:g}, which is this worker's maximum, not {value}"
-                )
+                shown = f"must be at most {amount_text(name, most)}, which is this worker's maximum, not {value}"
+                raise InvalidArgument(f"{prefix}.{name}", shown)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object of the limits that are set."""
@@ -80,3 +81,14 @@ class CgroupLimits(NamedTuple):
 
 
 _NONE: Final = CgroupLimits()
+
+
+def amount_text(name: str, amount: float) -> str:
+    """Of the limit of this name: all digits, and bytes also as people write them: `1048576 (1M)`."""
+    if isinstance(amount, float) and not amount.is_integer():
+        return f"{amount:g}"
+    whole = int(amount)
+    if not name.endswith("_bytes") or not whole:
+        return str(whole)
+    unit, factor = next(((unit, factor) for unit, factor in _UNITS if whole % factor == 0), ("", 1))
+    return f"{whole} ({whole // factor}{unit})" if unit else str(whole)

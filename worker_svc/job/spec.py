@@ -207,4 +207,4 @@ def check_duration(field: str, seconds: float) -> None:
     if seconds < 0:
         raise InvalidArgument(field, f"must not be negative, not {seconds:g} s")
     if seconds > DURATION_MAX_S:
-        raise InvalidArgument(field, f"must be at most {DURATION_MAX_S:.0f} s, not {seconds:g} s")
+        raise InvalidArgument(field, f"must be at most {DURATION_MAX_S:.0f} s (ten years), not {seconds:.0f} s")
