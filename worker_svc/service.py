@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from worker_svc import __version__, messages
+from worker_svc.access import Role
 from worker_svc.feed import Feed
 from worker_svc.guard import CALL, Call, Gate, GuardedService
 from worker_svc.job import (
     DeadlineExceeded,
     InvalidArgument,
+    JobExists,
     JobNotFound,
     JobRecord,
     JobSpec,
@@ -107,8 +109,19 @@ class WorkerService(GuardedService):
         header: dict[str, Any] = {"id": job_id, "fp": start.fingerprint, "owner": owner, "spec": spec.to_json()}
         if not start.job_id:
             header["new"] = True
-        answer = await self._link.ask("start", start.stdin, is_idempotent=True, **header)
+        try:
+            answer = await self._link.ask("start", start.stdin, is_idempotent=True, **header)
+        except JobExists as error:
+            raise self._taken(job_id) or error from None
         return pb.StartJobRes(job_id=job_id, state=pb.JobState(answer["state"]), existed=answer["existed"])
+
+    def _taken(self, job_id: str) -> JobExists | None:
+        """What an admin may be told of an id that is taken: whose job it is. To others every id is taken in one way."""
+        caller = CALL.get().caller
+        owner = self._owner_of(job_id) if caller.role is Role.ADMIN else None
+        if owner in (None, caller.identity):
+            return None
+        return JobExists(f"job_id: belongs to a job of {owner or 'nobody'}: choose another id")
 
     async def _allowed(self, job_id: str, spec: JobSpec) -> JobSpec:
         """With the files that the policy has looked at. Raises PermissionDenied, naming the rule."""

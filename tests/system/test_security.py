@@ -284,8 +284,15 @@ def test_somebody_elses_id_is_taken_whatever_the_spec(clients: dict[str, Peer]) 
     own = blue.call("StartJob", command="false", job_id="blues")
     assert other == same == own
     assert own.name == "ALREADY_EXISTS"
-    # To everybody, admins too: the job is red's.
-    assert clients["admin"].call("StartJob", command="sleep", args=["999"], job_id="taken") == own
+    assert clients["operator"].call("StartJob", command="sleep", args=["999"], job_id="taken") == own
+    # To an admin too, who may know whose it is.
+    admins = clients["admin"].call("StartJob", command="sleep", args=["999"], job_id="taken")
+    assert (admins.name, admins.details) == (
+        "ALREADY_EXISTS",
+        "job_id: belongs to a job of dns:red: choose another id",
+    )
+    clients["admin"].ok("StartJob", command="true", job_id="admins")
+    assert clients["admin"].call("StartJob", command="false", job_id="admins") == own
     assert red.ok("StartJob", command="sleep", args=["999"], job_id="taken").existed
     red.ok("StopJob", jobID="taken", wait=True)
     assert blue.call("StartJob", command="sleep", args=["999"], job_id="taken") == own
