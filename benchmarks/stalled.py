@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from tests.support import stalled_fs
-from tests.support.workers import ROOT, Worker
+from tests.support.workers import Worker
 from worker_svc.client import WorkerClient
 from worker_svc.job import JobState
 
@@ -89,20 +87,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="stalled-") as temporary:
         mount_point = Path(temporary, "mnt")
         mount_point.mkdir()
-        server = subprocess.Popen(
-            [sys.executable, stalled_fs.__file__, str(mount_point)],
-            env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert server.stdout
-        if server.stdout.readline() != "ready\n":
-            sys.exit("FUSE cannot be mounted here: run it as root, where /dev/fuse is")
-        try:
-            with BenchWorker(Path(temporary), GRPC_SERVER_ADDR=f"unix:{temporary}/w", JOBS_SLOTS="64") as worker:
-                asyncio.run(
-                    bench(worker, str(mount_point / "program"), options.rounds, options.hanging, options.starts)
-                )
-        finally:
-            server.communicate()
+        with (
+            stalled_fs.mounted(str(mount_point)),
+            BenchWorker(Path(temporary), GRPC_SERVER_ADDR=f"unix:{temporary}/w", JOBS_SLOTS="64") as worker,
+        ):
+            asyncio.run(bench(worker, str(mount_point / "program"), options.rounds, options.hanging, options.starts))
     return 0
 
 

@@ -45,6 +45,8 @@ from worker_svc.supervisor.store import FinishedRow, StoreReader, output_path, s
 _T = TypeVar("_T")
 
 _PRUNED: Final = "pruned"
+# A program on a file system that does not answer may be reached tomorrow: its caller need not wait for that.
+START_ANSWER_S: Final = 5.0
 
 
 class Identity(NamedTuple):
@@ -110,10 +112,20 @@ class WorkerService(GuardedService):
         if not start.job_id:
             header["new"] = True
         try:
-            answer = await self._link.ask("start", start.stdin, is_idempotent=True, **header)
+            async with asyncio.timeout(START_ANSWER_S):
+                answer = await self._link.ask("start", start.stdin, is_idempotent=True, **header)
         except JobExists as error:
             raise self._taken(job_id) or error from None
+        except TimeoutError:
+            self._check_is_starting(job_id)
+            return pb.StartJobRes(job_id=job_id, state=pb.JobState(JobState.STARTING))
         return pb.StartJobRes(job_id=job_id, state=pb.JobState(answer["state"]), existed=answer["existed"])
+
+    def _check_is_starting(self, job_id: str) -> None:
+        """Raises Unavailable where it is not the program that keeps the supervisor from answering."""
+        record = self._reader.get(job_id)
+        if record is None or record.owner != CALL.get().caller.identity or record.state is not JobState.STARTING:
+            raise Unavailable(f"the supervisor does not answer: ask again, for the job id {job_id}, and it starts once")
 
     def _taken(self, job_id: str) -> JobExists | None:
         """What an admin may be told of an id that is taken: whose job it is. To others every id is taken in one way."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import programs
+from tests.support import programs, stalled_fs
 from tests.support.fake_scheduler import FakeScheduler
 from tests.support.programs import cpu_ticks, is_alive, rss_bytes
 from tests.support.waiting import eventually, eventually_sync
@@ -265,6 +265,35 @@ async def test_without_its_scheduler_it_serves_all_the_same(tmp_path: Path) -> N
 
 
 # When it cannot start
+
+
+async def test_a_start_that_hangs_is_answered(worker: Worker, tmp_path: Path) -> None:
+    (tmp_path / "mnt").mkdir()
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(stalled_fs.mounted(str(tmp_path / "mnt")))
+        except stalled_fs.NotMounted as reason:
+            pytest.skip(str(reason))
+        async with worker.client() as client:
+            started = await client.start(str(tmp_path / "mnt/program"), job_id="hangs")
+            assert started.state is JobState.STARTING
+            await client.stop("hangs")
+            assert (await client.wait("hangs")).outcome is Outcome.STOPPED
+
+
+async def test_a_supervisor_that_stands_still_is_told_of(worker: Worker) -> None:
+    async with worker.client() as client:
+        await client.start("true")
+        supervisor = worker.supervisor_pid()
+        os.kill(supervisor, signal.SIGSTOP)
+        try:
+            with pytest.raises(Unavailable, match="ask again, for the job id job-1, and it starts once"):
+                await client.start("true", job_id="job-1")
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
+        await client.start("true", job_id="job-1")
+        assert (await client.wait("job-1")).outcome is Outcome.SUCCEEDED
+    assert [event.to_state for event in worker.events() if event.job_id == "job-1"].count(State.STARTING) == 1
 
 
 def failure_of(worker: Worker) -> str:

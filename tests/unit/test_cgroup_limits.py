@@ -60,14 +60,6 @@ def test_defaults_fill_what_a_job_leaves_open() -> None:
     assert CgroupLimits(swap_max_bytes=0).over(ALL).swap_max_bytes == 0
 
 
-def test_maxima_hold_for_those_who_ask_for_more_or_for_no_limit() -> None:
-    maxima = CgroupLimits(pids_max=10)
-    CgroupLimits(pids_max=10).check_maxima(maxima)
-    for limits in (CgroupLimits(pids_max=11), CgroupLimits()):
-        with pytest.raises(InvalidArgument, match=r"^limits\.pids_max: must be at most 10, "):
-            limits.check_maxima(maxima)
-
-
 @pytest.mark.parametrize(
     "limits, text",
     [

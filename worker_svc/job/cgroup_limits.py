@@ -60,16 +60,6 @@ class CgroupLimits(NamedTuple):
         """These limits, and the defaults for what they leave open."""
         return defaults._replace(**self.to_json())
 
-    def check_maxima(self, maxima: CgroupLimits, prefix: str = "limits") -> None:
-        """Raises InvalidArgument for the first field that asks for more than `maxima` allows.
-
-        A maximum holds for a job that asks for no limit too: give it one with `over` first.
-        """
-        for name, value, most in zip(self._fields, self, maxima, strict=True):
-            if most is not None and (value is None or value > most):
-                shown = f"must be at most {amount_text(name, most)}, which is this worker's maximum, not {value}"
-                raise InvalidArgument(f"{prefix}.{name}", shown)
-
     def to_json(self) -> dict[str, Any]:
         """A JSON object of the limits that are set."""
         return {name: value for name, value in self._asdict().items() if value is not None}

@@ -363,7 +363,8 @@ class StartJobRes(betterproto.Message):
     job_id: str = betterproto.string_field(1)
     state: "JobState" = betterproto.enum_field(10)
     """
-    RUNNING, or QUEUED when no slot was free; of a job that existed already, whatever it is now.
+    RUNNING, or QUEUED when no slot was free, or STARTING when that takes long, as on a file system that does not answer;
+     of a job that existed already, whatever it is now.
     """
 
     existed: bool = betterproto.bool_field(11)
