@@ -12,7 +12,7 @@ from io import TextIOWrapper
 from typing import Final, NoReturn
 
 from worker_svc import __version__
-from worker_svc.cli.common import CANCELLED_STATUS, Failure, complain
+from worker_svc.cli.command import CANCELLED_STATUS, Failure, complain
 
 _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "serve": ("serve", "run the worker"),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from worker_svc.cli.common import FAILED_STATUS, Failure, make_parser
+from worker_svc.cli.command import FAILED_STATUS, Failure, make_parser
 from worker_svc.cli.job_options import add_job_options, read_stdin, start_request
 from worker_svc.cli.settings import BAD_CONFIG_STATUS, add_config_option, file_in_use, load
 

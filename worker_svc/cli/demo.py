@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from worker_svc import __version__
-from worker_svc.cli.common import ANSWER_DEADLINE_S, CANCELLED_STATUS, FAILED_STATUS, Failure, make_parser
+from worker_svc.cli.command import ANSWER_DEADLINE_S, CANCELLED_STATUS, FAILED_STATUS, Failure, make_parser
 from worker_svc.cli.demo_jobs import DemoJob, Run, check_end, check_output, demo_jobs, query_table
 from worker_svc.cli.demo_parts import DemoScheduler, DemoWorker, has_ended
 from worker_svc.cli.demo_view import View

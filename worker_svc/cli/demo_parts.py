@@ -17,7 +17,7 @@ from typing import Final, Self
 from grpclib.server import Server
 
 import worker_svc
-from worker_svc.cli.common import Failure
+from worker_svc.cli.command import Failure
 from worker_svc.pb.jobscheduler import DeregisterReq, DeregisterRes, RegisterReq, RegisterRes, SchedulerBase
 
 _LAST_RESORT_S: Final = 5.0

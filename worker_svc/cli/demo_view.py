@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from worker_svc.cli.common import program
+from worker_svc.cli.command import program
 from worker_svc.cli.render import printable
 
 _LABEL_WIDTH: Final = 8

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from worker_svc.cli.common import Failure, count, make_parser, program
+from worker_svc.cli.command import Failure, count, make_parser, program
 
 _ROLES: Final = ("admin", "operator", "submitter", "viewer")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worker_svc.cli.common import (
+from worker_svc.cli.command import (
     ANSWER_DEADLINE_S,
     TLS_OPTIONS,
     Failure,

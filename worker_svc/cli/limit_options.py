@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from worker_svc.cli.common import count
+from worker_svc.cli.command import count
 from worker_svc.job.limit_texts import parse_cpus, parse_rlimit, parse_size, parse_umask
 
 if TYPE_CHECKING:

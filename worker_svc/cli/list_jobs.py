@@ -11,7 +11,7 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from worker_svc.cli.common import (
+from worker_svc.cli.command import (
     ANSWER_DEADLINE_S,
     add_address_option,
     count,

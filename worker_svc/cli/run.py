@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING, Final
 
-from worker_svc.cli.common import CANCELLED_STATUS, Failure, complain, program, with_worker
+from worker_svc.cli.command import CANCELLED_STATUS, Failure, complain, program, with_worker
 from worker_svc.cli.job_options import JobOptions, read_stdin, start
 from worker_svc.cli.output import gap_text, write
 from worker_svc.cli.render import status_line

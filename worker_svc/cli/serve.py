@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from worker_svc.cli.common import make_parser
+from worker_svc.cli.command import make_parser
 from worker_svc.cli.settings import add_config_option, add_key_options, file_in_use, load
 
 

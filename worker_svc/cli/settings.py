@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worker_svc.cli.common import CLIENT_VARIABLES, Failure
+from worker_svc.cli.command import CLIENT_VARIABLES, Failure
 
 if TYPE_CHECKING:
     from worker_svc.config import ConfigError, Loaded

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from worker_svc.cli.common import with_worker
+from worker_svc.cli.command import with_worker
 from worker_svc.cli.job_options import JobOptions, read_stdin, start
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from worker_svc.cli.common import ANSWER_DEADLINE_S, add_address_option, make_parser, seconds, with_worker
+from worker_svc.cli.command import ANSWER_DEADLINE_S, add_address_option, make_parser, seconds, with_worker
 
 if TYPE_CHECKING:
     from worker_svc.client import WorkerClient

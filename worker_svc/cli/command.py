@@ -1,4 +1,4 @@
-"""What the commands share: failures, parsers, and how client commands reach the worker."""
+"""What commands are made of: failures, parsers, and how client commands reach the worker."""
 
 from __future__ import annotations
 
