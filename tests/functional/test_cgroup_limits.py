@@ -180,4 +180,4 @@ def test_a_value_the_kernel_refuses_is_named_and_nothing_is_left(containment: Co
     need(containment, "cpu_weight")
     with pytest.raises(Exception, match=r"^cpu_weight: cannot be enforced: cpu.weight refused 99999: "):
         containment.create("job", CgroupLimits(cpu_weight=99_999))
-    assert not containment.orphans()
+    assert not containment.strangers()

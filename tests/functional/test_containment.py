@@ -18,8 +18,10 @@ import pytest
 
 from tests.support.contained import (
     ESCAPEES,
+    LEAVE_CGROUP,
     LEVELS,
     Running,
+    apart,
     bystanders,
     contain,
     end,
@@ -93,7 +95,7 @@ def run_until_up(
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", ESCAPEES)
 def test_nothing_escapes_a_kill_and_nobody_else_is_touched(containment: Containment, name: str) -> None:
-    with bystanders(containment._state_id) as others:
+    with bystanders(containment._marks._state_id) as others:
         for _ in range(REPEATS):
             running = run_until_up(containment, ESCAPEES[name])
             if name == "leader first":
@@ -105,6 +107,37 @@ def test_nothing_escapes_a_kill_and_nobody_else_is_touched(containment: Containm
             end(containment, running)
         assert all(is_alive(pid) for pid in others)
     assert not containment._containers
+
+
+SLEEP_UP: Final = ["sh", "-c", "echo up; exec sleep 1000"]
+# Where there is no cgroup, nothing tells whose it is.
+DOUBTFUL: Final = "unmarked, its parents gone"
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", ESCAPEES)
+def test_nothing_escapes_while_other_jobs_run_and_they_run_on(containment: Containment, name: str) -> None:
+    for _ in range(REPEATS):
+        older = run_until_up(containment, ESCAPEES["double fork"], "older")
+        time.sleep(0.02)  # start times are in hundredths
+        running = run_until_up(containment, ESCAPEES[name])
+        newer = run_until_up(containment, SLEEP_UP, "newer")
+        if name == "leader first":
+            running.wait_for_leader()
+        kill(containment, running.container)
+        is_doubtful = name == DOUBTFUL and containment.level == SUBREAPER
+        assert running.oracle.is_gone(0.0 if is_doubtful else 5.0) is not is_doubtful
+        assert len(containment.doubtful(running.container)) == is_doubtful
+        end(containment, running, is_gone=not is_doubtful)
+        assert not older.oracle.is_gone()
+        assert not newer.oracle.is_gone()
+        for other in (newer, older):
+            kill(containment, other.container)
+            assert other.oracle.is_gone(5)
+            end(containment, other)
+        if is_doubtful:
+            assert running.oracle.is_gone(5)
+            running.oracle.close()
 
 
 def test_one_job_is_killed_and_the_others_run_on(containment: Containment) -> None:
@@ -121,18 +154,71 @@ def test_one_job_is_killed_and_the_others_run_on(containment: Containment) -> No
 
 def test_orphans_without_marks_are_ended_with_the_last_job_that_can_have_left_them(containment: Containment) -> None:
     """Both could be the orphan's origin, as far as /proc tells: a running job is never hurt by the other's end."""
-    first = run_until_up(containment, ESCAPEES["cleared environment"], "first")
+    first = run_until_up(containment, SLEEP_UP, "first")
     time.sleep(0.03)  # start times are in hundredths
-    second = run_until_up(containment, SLEEP_UP, "second")
+    second = run_until_up(containment, ESCAPEES[DOUBTFUL], "second")
     kill(containment, second.container)
-    end(containment, second)
-    assert not first.oracle.is_gone()
+    is_doubtful = containment.level == SUBREAPER
+    assert second.oracle.is_gone(0.0 if is_doubtful else 5.0) is not is_doubtful
+    assert len(containment.doubtful(second.container)) == is_doubtful
+    end(containment, second, is_gone=False)
+    time.sleep(0.03)
+    third = run_until_up(containment, SLEEP_UP, "third")
+    assert containment.doubtful(third.container) == []
+    kill(containment, third.container)
+    end(containment, third)
+    assert second.oracle.is_gone() is not is_doubtful
     kill(containment, first.container)
-    assert first.oracle.is_gone(5)
+    assert second.oracle.is_gone(5)
     end(containment, first)
 
 
-SLEEP_UP: Final = ["sh", "-c", "echo up; exec sleep 1000"]
+def test_an_orphan_without_marks_holds_up_no_other_job(containment: Containment) -> None:
+    """Once its own job is gone, a job that waits for its tree does not wait for it."""
+    first = run_until_up(containment, SLEEP_UP, "first")
+    time.sleep(0.03)
+    second = run_until_up(containment, ESCAPEES[DOUBTFUL], "second")
+    kill(containment, second.container)
+    end(containment, second, is_gone=False)
+    os.kill(first.process.pid, signal.SIGKILL)
+    first.wait_for_leader()
+    eventually_sync(lambda: containment.is_empty(first.container))
+    kill(containment, first.container)
+    assert second.oracle.is_gone(5)
+    end(containment, first)
+
+
+def test_a_process_that_was_seen_below_the_leader_stays_the_jobs(containment: Containment) -> None:
+    """Whatever it turns itself into, and although others run that may have started it."""
+    others = [run_until_up(containment, SLEEP_UP, "older")]
+    time.sleep(0.03)
+    running = run_until_up(containment, apart(f"{LEAVE_CGROUP}; echo up; exec sleep 1000", "env -i", "wait; exit 4"))
+    others.append(run_until_up(containment, SLEEP_UP, "newer"))
+    containment.signal(running.container, signal.SIGTERM)
+    running.wait_for_leader()
+    assert not running.oracle.is_gone()
+    kill(containment, running.container)
+    assert running.oracle.is_gone(5)
+    for one in (running, *others):
+        assert one is running or not one.oracle.is_gone()
+        kill(containment, one.container)
+        end(containment, one)
+
+
+def test_a_copied_mark_is_no_help_to_what_was_seen_or_is_in_the_session(containment: Containment) -> None:
+    victim = run_until_up(containment, SLEEP_UP, "victim")
+    marks = " ".join(f"{name}={value}" for name, value in containment.marks(victim.container).items())
+    running = run_until_up(containment, apart("echo up; exec sleep 1000", f"env {marks}"))
+    leader_first = run_until_up(containment, ["sh", "-c", f"env {marks} sleep 1000 & echo up"], "leader-first")
+    leader_first.wait_for_leader()
+    for one in (running, leader_first):
+        kill(containment, one.container)
+        assert one.oracle.is_gone(5)
+        end(containment, one)
+    os.kill(victim.process.pid, signal.SIGKILL)
+    victim.wait_for_leader()
+    eventually_sync(lambda: containment.is_empty(victim.container))
+    end(containment, victim)
 
 
 def test_the_leader_exits_first_and_the_rest_is_found(containment: Containment) -> None:
@@ -261,7 +347,7 @@ def test_a_limit_that_cannot_be_enforced_is_named_and_nothing_is_left(containmen
             assert caught.value.limit == field
             assert caught.value.code == "precondition"
     assert not containment._containers
-    assert not containment.orphans()
+    assert not containment.strangers()
 
 
 def test_a_spawn_that_failed_leaves_nothing(containment: Containment) -> None:
@@ -270,7 +356,7 @@ def test_a_spawn_that_failed_leaves_nothing(containment: Containment) -> None:
     assert (container.cgroup_fd >= 0) == (containment.level == CGROUP)
     assert containment.remove(container)
     assert len(open_fds(os.getpid())) == fds
-    assert not containment.orphans()
+    assert not containment.strangers()
 
 
 def test_no_fd_is_kept_for_a_running_job(containment: Containment) -> None:
@@ -284,8 +370,10 @@ def test_no_fd_is_kept_for_a_running_job(containment: Containment) -> None:
 
 def test_survivors_are_named_with_what_they_wait_in(containment: Containment) -> None:
     running = run_until_up(containment, SLEEP_UP)
-    (survivor,) = eventually_sync(lambda: [s for s in containment.survivors(running.container) if s.wchan])
-    assert (survivor.pid, survivor.state) == (running.process.pid, "S")
+    (survivor,) = eventually_sync(
+        lambda: [s for s in containment.survivors(running.container) if s.state == "S" and s.wchan]
+    )
+    assert survivor.pid == running.process.pid
     kill(containment, running.container)
     end(containment, running)
 
@@ -311,8 +399,6 @@ def test_the_exit_status_of_a_leader_is_never_stolen(containment: Containment) -
 
 
 def test_orphans_are_reaped(containment: Containment) -> None:
-    if containment.level == CGROUP:
-        pytest.skip("level cgroup: orphans are init's")
     running = run(containment, ["sh", "-c", "(sleep 0.05 & sleep 0.05 &); exec sleep 1000"])
 
     def zombies() -> int:

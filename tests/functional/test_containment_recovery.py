@@ -92,7 +92,7 @@ def test_a_running_job_is_adopted_and_its_whole_tree_killed(level: str) -> None:
         with contained(level, base) as containment:
             pidfd = os.pidfd_open(pid)
             container = containment.adopt("job", pid, pidfd, start_ticks)
-            assert not containment.orphans()
+            assert not containment.strangers()
             assert not containment.is_empty(container)
             assert len(containment.survivors(container)) == TREE_SIZE
             kill(containment, container)
@@ -129,13 +129,13 @@ def test_the_tree_of_a_job_that_was_starting_is_found_without_its_pid(level: str
 
 def test_orphans_are_the_containers_without_a_job(level: str) -> None:
     with left_by_an_earlier_one(level) as (_, _, base), contained(level, base) as containment:
-        assert containment.orphans() == {"job"}
-        for job_id in containment.orphans():
-            container = containment.adopt(job_id)
+        assert containment.strangers() == [("job", 0)]
+        for job_id, accepted_ns in containment.strangers():
+            container = containment.adopt(job_id, accepted_ns=accepted_ns)
             kill(containment, container)
             containment.remove(container)
         assert not members(STATE_ID)
-        assert not containment.orphans()
+        assert not containment.strangers()
 
 
 def test_a_freeze_outlives_its_supervisor_and_is_undone(level: str) -> None:

@@ -35,6 +35,7 @@ from tests.support.workers import (
 )
 from worker_svc import frames
 from worker_svc.job import DURATION_MAX_S, JobRecord, JobState, Outcome
+from worker_svc.supervisor.containment.marks import Marks
 from worker_svc.supervisor.livejob import LiveJob
 from worker_svc.supervisor.spawn import IMPLEMENTATION, NATIVE
 from worker_svc.supervisor.timers import Timers
@@ -487,12 +488,16 @@ def test_without_standard_input_it_is_dev_null(supervisor: SupervisorProcess) ->
 def marks(supervisor: SupervisorProcess, job_id: str) -> dict[str, str]:
     """What tells a process of this job from all others."""
     with closing(sqlite3.connect(supervisor.path / "jobs.sqlite3")) as db:
-        (state_id,) = db.execute("SELECT value FROM meta WHERE key = 'state_id'").fetchone()
-    return {"WORKER_JOB_ID": job_id, "WORKER_STATE_ID": state_id}
+        state_id, secret = (
+            db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()[0]
+            for key in ("state_id", "mark_secret")
+        )
+    made = Marks(state_id, bytes.fromhex(secret))
+    return made.variables(job_id, made.of(job_id, supervisor.record(job_id).accepted_ns))
 
 
 def test_the_environment_is_exactly_what_was_asked_for(supervisor: SupervisorProcess) -> None:
-    asked = {"A": "", "B": "x=y\nz", "MARK": "over", "WORKER_JOB_ID": "a lie", "é": "ü"}
+    asked = {"A": "", "B": "x=y\nz", "MARK": "over", "WORKER_JOB_ID": "a lie", "WORKER_JOB_MARK": "x", "é": "ü"}
     supervisor.run("j", programs.SLEEP, env=asked)
     assert environment_of(supervisor.record("j").pid) == {**BASE_ENV, **asked, **marks(supervisor, "j")}
     supervisor.run("plain", programs.SLEEP)

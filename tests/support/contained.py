@@ -17,16 +17,18 @@ from tests.support.programs import python
 from tests.support.waiting import eventually_sync
 from worker_svc.job.cgroup_limits import CgroupLimits
 from worker_svc.supervisor.containment import CGROUP, SUBREAPER, Container, Containment, ContainmentError
+from worker_svc.supervisor.containment.marks import Marks
 from worker_svc.supervisor.containment.processes import process
 
 # "cgroup-each": a cgroup without cgroup.kill, as before Linux 5.14.
 LEVELS: Final = (CGROUP, "cgroup-each", SUBREAPER)
+SECRET: Final = b"of the tests"
 _PATH: Final = {"PATH": os.environ.get("PATH", "/usr/bin:/bin")}
 
 
 def contain(level: str, state_id: str = "", base: str = "") -> Containment:
     """Raises ContainmentError if this machine lacks the level."""
-    containment = Containment(state_id or secrets.token_hex(8), level=level.removesuffix("-each"), base=base)
+    containment = Containment(state_id or secrets.token_hex(8), SECRET, level=level.removesuffix("-each"), base=base)
     if level.endswith("-each"):
         assert containment._groups
         containment._groups.has_kill = False
@@ -89,7 +91,7 @@ def run(
         argv = ["sh", "-c", 'echo 0 > "$0" && exec "$@"', procs, *argv]
     popen = subprocess.Popen(
         argv,
-        env=_PATH | containment.marks(job_id),
+        env=_PATH | containment.marks(container),
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         start_new_session=True,
@@ -103,14 +105,15 @@ def run(
     return Running(container, popen, oracle)
 
 
-def end(containment: Containment, running: Running) -> None:
-    """What a supervisor does at the end of a job whose tree is gone."""
+def end(containment: Containment, running: Running, *, is_gone: bool = True) -> None:
+    """What a supervisor does at the end of a job. is_gone: the oracle is not needed any more."""
     pidfd = running.container.pidfd
     if pidfd >= 0:
         running.wait_for_leader()
         assert containment.take_exit(running.container) is not None
         os.close(pidfd)
-    running.oracle.close()
+    if is_gone:
+        running.oracle.close()
     containment.reap_orphans()
     if not containment.remove(running.container):  # the last one is not quite dead
         eventually_sync(lambda: containment.tidy() == 0)
@@ -119,11 +122,13 @@ def end(containment: Containment, running: Running) -> None:
 # Started by a nanny in our own session, so that they are not children of ours: a supervisor has none but jobs.
 _NANNY: Final = """
 import os, sys, time
-for marks in ({}, {"WORKER_JOB_ID": "job"}, {"WORKER_STATE_ID": sys.argv[1]},
-              {"WORKER_JOB_ID": "job", "WORKER_STATE_ID": "other"},
-              {"WORKER_JOB_ID": "job2", "WORKER_STATE_ID": sys.argv[1]},
-              {"WORKER_JOB_ID": "jo", "WORKER_STATE_ID": sys.argv[1]},
-              {"X": "WORKER_JOB_ID=job", "Y": "WORKER_STATE_ID=" + sys.argv[1]}):
+state, mark = sys.argv[1:]
+for marks in ({}, {"WORKER_JOB_ID": "job"}, {"WORKER_STATE_ID": state},
+              {"WORKER_JOB_ID": "job", "WORKER_STATE_ID": state},
+              {"WORKER_JOB_ID": "job", "WORKER_STATE_ID": state, "WORKER_JOB_MARK": "x" + mark[1:]},
+              {"WORKER_JOB_ID": "job", "WORKER_STATE_ID": state, "WORKER_JOB_MARK": mark + "2"},
+              {"WORKER_JOB_ID": "job", "WORKER_STATE_ID": state, "WORKER_JOB_MARK": mark[:-1]},
+              {"X": "WORKER_JOB_MARK=" + mark}):
     pid = os.fork()
     if not pid:
         os.setsid()
@@ -137,8 +142,9 @@ time.sleep(1000)
 @contextmanager
 def bystanders(state_id: str) -> Iterator[list[int]]:
     """Processes of ours that look much like those of the job `job` of this state, and are none."""
+    mark = Marks(state_id, SECRET).of("job", 0)
     nanny = subprocess.Popen(
-        [sys.executable, "-S", "-E", "-c", _NANNY, state_id], env=_PATH, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-S", "-E", "-c", _NANNY, state_id, mark], env=_PATH, stdout=subprocess.PIPE, text=True
     )
     assert nanny.stdout
     pids = []
@@ -158,6 +164,18 @@ def bystanders(state_id: str) -> Iterator[list[int]]:
 
 # What tries to get away, as argv. Each says on standard output when it is up, in the words "up".
 _SLEEP: Final = "sleep 1000"
+# Into the group of everybody, for who may (root), as pam_systemd(8) moves who logs in.
+LEAVE_CGROUP: Final = (
+    "p=$(sed -n 's/^[^ ]* [^ ]* [^ ]* [^ ]* \\([^ ]*\\) .* - cgroup2 .*/\\1/p' /proc/self/mountinfo | head -n 1); "
+    '(echo $$ > "$p/cgroup.procs") 2>/dev/null'
+)
+
+
+def apart(script: str, by: str = "", then: str = f"exec {_SLEEP}") -> list[str]:
+    """Runs a script in a session of its own, started by a command, and then another one."""
+    return ["sh", "-c", f'{by} setsid sh -c "$1" & {then}', "sh", script]
+
+
 ESCAPEES: Final[dict[str, list[str]]] = {
     "child": ["sh", "-c", f"{_SLEEP} & echo up; exec {_SLEEP}"],
     "setsid": ["sh", "-c", f"setsid sh -c 'echo up; exec {_SLEEP}' & exec {_SLEEP}"],
@@ -201,5 +219,10 @@ ESCAPEES: Final[dict[str, list[str]]] = {
         "os.wait()\n"
         "import time; time.sleep(1000)\n"
     ),
+    "unmarked": apart(f"echo up; exec {_SLEEP}", "env -i"),
+    "unmarked, its parents gone": ["sh", "-c", f"env -i setsid sh -c '(/bin/sleep 1000 &)'; echo up; exec {_SLEEP}"],
+    "with another mark": apart(f"echo up; exec {_SLEEP}", "env WORKER_JOB_ID=other WORKER_JOB_MARK=made-up"),
+    "leaves its cgroup": apart(f"{LEAVE_CGROUP}; echo up; exec {_SLEEP}"),
+    "leaves its cgroup unmarked": apart(f"{LEAVE_CGROUP}; {_SLEEP} & echo up; exec {_SLEEP}", "env -i"),
     "leader first": ["sh", "-c", f"setsid sh -c 'echo up; exec {_SLEEP}' & {_SLEEP} & sleep 0.01"],
 }

@@ -111,7 +111,7 @@ async def test_the_environment_passed_on(tmp_path: Path) -> None:
         lines = set(worker.output(started.job_id).decode().splitlines())
         assert {"HOME=/home/somebody", "LANG=C.UTF-8", "MINE=1", f"WORKER_JOB_ID={started.job_id}"} <= lines
         names = {line.partition("=")[0] for line in lines}
-        assert names == {"PATH", "HOME", "LANG", "MINE", "WORKER_JOB_ID", "WORKER_STATE_ID"}
+        assert names == {"PATH", "HOME", "LANG", "MINE", "WORKER_JOB_ID", "WORKER_STATE_ID", "WORKER_JOB_MARK"}
 
 
 async def test_an_environment_that_is_not_utf_8(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Final
 from worker_svc import frames
 from worker_svc.supervisor import crashpoints, own_limits
 from worker_svc.supervisor.connections import listen
-from worker_svc.supervisor.containment import SUBREAPER, Containment, ContainmentError
+from worker_svc.supervisor.containment import Containment, ContainmentError
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.lockfile import LockFile, LockHeld
 from worker_svc.supervisor.loop import Supervisor
@@ -43,9 +43,12 @@ def main(argv: list[str]) -> int:
         if not is_original:
             store.renew_state_id()  # the processes marked with the old one are the original's
         containment = Containment(
-            store.state_id, level=options.get("--containment", ""), base=store.get_meta("cgroup_base") or ""
+            store.state_id,
+            _mark_secret(store),
+            level=options.get("--containment", ""),
+            base=store.get_meta("cgroup_base") or "",
         )
-        signals = _signal_fd(with_children=containment.level == SUBREAPER)
+        signals = _signal_fd()
         supervisor = Supervisor(
             state_dir,
             store,
@@ -105,13 +108,12 @@ def _on_nothing(number: int, frame: object) -> None:
     """Jobs outlive a terminal that hangs up and a Ctrl-C meant for the worker."""
 
 
-def _signal_fd(*, with_children: bool) -> int:
-    """The numbers of signals: SIGTERM, to leave as soon as no job is left; SIGCHLD, if orphans fall to us."""
+def _signal_fd() -> int:
+    """The numbers of signals: SIGTERM, to leave as soon as no job is left; SIGCHLD, since orphans fall to us."""
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
     signal.signal(signal.SIGTERM, _on_nothing)
-    if with_children:
-        signal.signal(signal.SIGCHLD, _on_nothing)
+    signal.signal(signal.SIGCHLD, _on_nothing)
     signal.set_wakeup_fd(sender.detach(), warn_on_full_buffer=False)
     return receiver.detach()
 
@@ -119,6 +121,19 @@ def _signal_fd(*, with_children: bool) -> int:
 def _is_original(store: JobStore, state_dir: str) -> bool:
     """Whether this is the directory the store was made in, not a copy."""
     return store.get_meta("directory") in (None, directory_identity(state_dir))
+
+
+def _mark_secret(store: JobStore) -> bytes:
+    """Made once, so that the next supervisor knows the marks that this one gives."""
+    kept = store.get_meta("mark_secret")
+    if kept is not None:
+        return bytes.fromhex(kept)
+    secret = os.urandom(32)
+    try:
+        store.set_meta("mark_secret", secret.hex())
+    except sqlite3.Error as error:  # a full disk must not keep us from starting
+        note("store.failed", reason=str(error))
+    return secret
 
 
 def _tell(ready_fd: int, line: str) -> None:

@@ -28,6 +28,7 @@ _EXIT_STATUS_WAIT_S: Final = 5.0
 _TREE_WAIT_S: Final = 1.0
 _LOOK_AGAIN_S: Final = 0.05
 _TIDY_EVERY_S: Final = 1.0
+_NAMED_MAX: Final = 8
 
 
 class Finish(Protocol):
@@ -159,26 +160,30 @@ class Endings:
     # The rest
 
     def survivors_text(self, job: LiveJob) -> str:
-        """What of the job lives in spite of a kill: pid, state and what it waits in; empty if nothing does."""
+        """What of the job lives in spite of a kill: pid, state and what it waits in; and what may be the job's or
+        another's, and is not killed for that. Empty if there is nothing."""
         assert job.container is not None
-        if self._containment.is_empty(job.container):
-            return ""
-        found = [one for one in self._containment.survivors(job.container) if one.pid != job.pid or not job.exited]
-        return "; ".join(f"pid {one.pid} ({one.state}) waits in {one.wchan or 'the kernel'}" for one in found[:8])
+        found: list[str] = []
+        if not self._containment.is_empty(job.container):
+            alive = [one for one in self._containment.survivors(job.container) if one.pid != job.pid or not job.exited]
+            found += [f"pid {one.pid} ({one.state}) waits in {one.wchan or 'the kernel'}" for one in alive]
+        doubtful = self._containment.doubtful(job.container)
+        found += [f"pid {one.pid} ({one.state}) runs on, being this job's or another's" for one in doubtful]
+        return "; ".join(found[:_NAMED_MAX])
 
     def let_go(self, container: Container) -> None:
         """The job is finished, its leader's pidfd about to be closed: what is left of it is killed until it is gone."""
         self._containment.leader_gone(container)
-        if self._is_empty(container):
+        if self._is_killed(container):
             if not self._containment.remove(container):
                 self._tidy_later()
             return
         self._lingering.append(container)
         self._tidy_later()
 
-    def _is_empty(self, container: Container) -> bool:
+    def _is_killed(self, container: Container) -> bool:
         try:
-            return self._containment.is_empty(container)
+            return self._containment.kill(container)
         except OSError as error:
             note("supervisor.exhausted", reason=str(error))
             return False  # as long as it cannot be told
@@ -206,26 +211,23 @@ class Endings:
         self._look_at(self._containment.take_events())
 
     def on_child_died(self) -> None:
-        """SIGCHLD: at the level where we are the parent of orphans."""
-        named = self._containment.reap_orphans()
-        if not named:  # the orphan may have been reaped already, by the kill of another job
-            named = [job.container for job in self._ending.values() if job.waits_for_tree and job.container is not None]
-        self._look_at(named)
+        """SIGCHLD: orphans are our children."""
+        self._look_at(self._containment.reap_orphans())
 
     def _look_at(self, containers: list[Container]) -> None:
         for container in containers:
             job = self._ending.get(container.job_id)
             if job is not None and job.container is container:
                 self._timers.attempt(partial(self.look_again, job))
-            elif container in self._lingering and self._is_empty(container):
+            elif container in self._lingering and self._is_killed(container):
                 self._lingering.remove(container)
                 self._containment.remove(container)
 
     def end_strangers(self) -> None:
         """What an earlier supervisor's jobs left and nobody has a record of: ended, since no one would ever."""
-        for job_id in self._containment.orphans():
+        for job_id, accepted_ns in self._containment.strangers():
             note("containment.orphan", job_id=job_id)
-            container = self._containment.adopt(job_id)
+            container = self._containment.adopt(job_id, accepted_ns=accepted_ns)
             self._containment.kill(container)
             self.let_go(container)
 

@@ -176,13 +176,13 @@ class Jobs:
         job.take(spec)
         try:
             limits = spec.cgroup_limits if spec.cgroup_limits != _NO_LIMITS else None
-            job.container = self.containment.create(job.job_id, limits)
+            job.container = self.containment.create(job.job_id, limits, accepted_ns=job.accepted_ns)
         except ContainmentError as error:
             self._mailbox.post(partial(self._on_spawned, job, SpawnFailed(_text_of(error))))
             return
         plan = LaunchPlan(
             argv=spec.checked_argv,
-            env={**self.settings.base_env, **spec.env, **self.containment.marks(job.job_id)},
+            env={**self.settings.base_env, **spec.env, **self.containment.marks(job.container)},
             cgroup_fd=job.container.cgroup_fd,
             cwd=spec.cwd,
             stdin=stdin,

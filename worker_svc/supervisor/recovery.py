@@ -43,12 +43,12 @@ def _adopt(jobs: Jobs, job: LiveJob, row: LiveRow, store: JobStore) -> None:
     job.adopted = True
     if pidfd is None:
         # What is left of it, if anything, is ended with it.
-        job.container = jobs.containment.adopt(job.job_id)
+        job.container = jobs.containment.adopt(job.job_id, accepted_ns=job.accepted_ns)
         jobs.containment.kill(job.container)
         jobs.lose(job, "it ended while no supervisor was there")
         return
     job.pidfd = pidfd
-    job.container = jobs.containment.adopt(job.job_id, row.pid, pidfd, row.start_ticks)
+    job.container = jobs.containment.adopt(job.job_id, row.pid, pidfd, row.start_ticks, accepted_ns=job.accepted_ns)
     job.take(store.spec_of(job.ordinal))
     jobs.watch(job)
     if job.state is JobState.STOPPING:
@@ -61,7 +61,7 @@ def _find_started(jobs: Jobs, job: LiveJob, store: JobStore, rebooted: bool) -> 
         jobs.lose(job, "machine rebooted while it started; it may or may not have run")
         return
     job.adopted = True
-    job.container = jobs.containment.adopt(job.job_id)
+    job.container = jobs.containment.adopt(job.job_id, accepted_ns=job.accepted_ns)
     spec = store.spec_of(job.ordinal)
     leader = jobs.containment.find_leader(job.container)
     # Not just any of it that leads a session: the job's own first process may be gone already, and its end with it.

@@ -466,7 +466,8 @@ class Job(betterproto.Message):
     paused: bool = betterproto.bool_field(29)
     stuck: str = betterproto.string_field(30)
     """
-    What of the job does not die in spite of SIGKILL: pid, state and what it waits in; usually empty.
+    What of the job does not die in spite of SIGKILL: pid, state and what it waits in. And what may be this job's or
+     another's, and so is not killed before that one ends. Usually empty.
     """
 
     owner: str = betterproto.string_field(31)

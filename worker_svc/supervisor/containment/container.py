@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from worker_svc.job import PreconditionFailed
+from worker_svc.supervisor.containment.processes import Process, is_there
+
+# Of those that were seen, the dead are forgotten once there are so many, and twice what is left then.
+_KNOWN_MAX: Final = 256
 
 
 class ContainmentError(PreconditionFailed):
@@ -21,16 +27,20 @@ class Container:
         "is_child",
         "job_id",
         "known",
+        "mark",
         "name",
         "number",
         "pid",
         "pidfd",
+        "prune_known_at",
         "start_ticks",
         "watched",
     )
 
-    def __init__(self, job_id: str, name: str, number: int) -> None:
+    def __init__(self, job_id: str, mark: str, name: str, number: int) -> None:
         self.job_id = job_id
+        self.mark = mark
+        """In the environment that its processes are executed with."""
         self.name = name
         """Of its cgroup, below the base; empty: it has none."""
         self.number = number
@@ -48,6 +58,16 @@ class Container:
         self.watched = False
         self.known: set[tuple[int, int]] | None = None
         """pid and start time of processes that were once found to be the job's: they stay so."""
+        self.prune_known_at = _KNOWN_MAX
+
+    def remember(self, found: list[Process]) -> None:
+        """They were seen to be the job's."""
+        if found:
+            known = self.known or set()
+            if len(known) > self.prune_known_at:
+                known = {(pid, start) for pid, start in known if is_there(pid, start)}
+                self.prune_known_at = max(_KNOWN_MAX, 2 * len(known))
+            self.known = known.union(one.identity for one in found)
 
     def __repr__(self) -> str:
         return f"Container({self.job_id!r}, name={self.name!r}, pid={self.pid})"

@@ -1,7 +1,8 @@
 """Containment of jobs at the best level that this machine offers: Initialize, Kill, Cleanup, and what goes between.
 
-Two levels: "cgroup", a cgroup v2 group for each job; "subreaper", a session and process group for each job, and /proc
-for what left them. All calls are synchronous and short; nothing here waits for a process to die.
+Two levels: "cgroup", a cgroup v2 group for each job; "subreaper", a session and process group for each job. What left
+these falls to us as an orphan, sooner or later (orphans.py). All calls are synchronous and short; nothing here waits
+for a process to die.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from worker_svc.supervisor.containment import signals, subreaper
 from worker_svc.supervisor.containment.container import Container, ContainmentError
 from worker_svc.supervisor.containment.groups import NAME_PREFIX, Groups, Unenforceable, Usage, parse_events
 from worker_svc.supervisor.containment.hierarchy import Unusable, find_base
-from worker_svc.supervisor.containment.processes import Process, Survivor, process, survivor
-from worker_svc.supervisor.containment.sweep import JOB_VARIABLE, STATE_VARIABLE, Sweep, send
+from worker_svc.supervisor.containment.marks import Marks
+from worker_svc.supervisor.containment.processes import Process, Survivor, process, process_tree, survivor
+from worker_svc.supervisor.containment.sweep import Sweep, send
 
 CGROUP: Final = "cgroup"
 SUBREAPER: Final = "subreaper"
@@ -31,12 +33,14 @@ _AGAIN_MAX: Final = 100
 class Containment:
     """All containers of one state directory. One thread only calls it: the one that reaps."""
 
-    def __init__(self, state_id: str, *, level: str = "", base: str = "") -> None:
-        """level: forces one of the two, ContainmentError if it is not to be had; empty: the best.
-        base: `base_path` of an earlier supervisor of the same state."""
-        self._state_id = state_id
+    def __init__(self, state_id: str, secret: bytes, *, level: str = "", base: str = "") -> None:
+        """secret: keys the marks of processes. level: forces one of the two, ContainmentError if it is not to be had;
+        empty: the best. base: `base_path` of an earlier supervisor of the same state."""
+        self._marks = Marks(state_id, secret)
         self._containers: dict[str, Container] = {}
-        self._sweep = Sweep(state_id, self._containers)
+        """By mark."""
+        self._sweep = Sweep(self._containers, self._marks, self._group_of)
+        self._orphans = self._sweep.orphans
         self._changes = select.epoll(flags=select.EPOLL_CLOEXEC)
         self._watched: dict[int, Container] = {}
         self._leftovers: list[str] = []
@@ -51,8 +55,7 @@ class Containment:
                 if level == CGROUP:
                     raise ContainmentError("", self.reason) from error
         self.level = SUBREAPER if self._groups is None else CGROUP
-        if self._groups is None:
-            subreaper.set_child_subreaper()
+        subreaper.set_child_subreaper()
 
     @property
     def base_path(self) -> str:
@@ -79,19 +82,22 @@ class Containment:
             if missing:
                 raise ContainmentError(field, missing)
 
-    def marks(self, job_id: str) -> dict[str, str]:
+    def marks(self, container: Container) -> dict[str, str]:
         """The environment variables that every process of the job must be started with."""
-        return {JOB_VARIABLE: job_id, STATE_VARIABLE: self._state_id}
+        return self._marks.variables(container.job_id, container.mark)
+
+    def _group_of(self, pid: int) -> str:
+        return self._groups.group_of(pid) if self._groups else ""
 
     # Initialize
 
-    def create(self, job_id: str, limits: CgroupLimits | None = None) -> Container:
+    def create(self, job_id: str, limits: CgroupLimits | None = None, *, accepted_ns: int = 0) -> Container:
         """A container for a job that is to be started. Raises ContainmentError, having left nothing."""
         if self._groups is None and limits is not None:
             self.check(limits)
         name = self._make_group(self._groups, job_id, limits) if self._groups else ""
-        container = self._add(job_id, name)
-        self._sweep.starting[container.number] = container
+        container = self._add(job_id, accepted_ns, name)
+        self._orphans.starting[container.number] = container
         try:
             if self._groups:
                 container.cgroup_fd = self._groups.open(name)
@@ -120,10 +126,10 @@ class Containment:
             raise ContainmentError("", f"{groups.base.path}/{name}: {error.strerror}") from error
         raise ContainmentError("", f"{groups.base.path}/{first}: earlier jobs of this id will not die")
 
-    def _add(self, job_id: str, name: str) -> Container:
-        self._sweep.last_number += 1
-        container = Container(job_id, name, self._sweep.last_number)
-        self._containers[job_id] = container
+    def _add(self, job_id: str, accepted_ns: int, name: str) -> Container:
+        self._orphans.last_number += 1
+        container = Container(job_id, self._marks.of(job_id, accepted_ns), name, self._orphans.last_number)
+        self._containers[container.mark] = container
         return container
 
     def join(self, container: Container, pid: int = 0) -> None:
@@ -134,14 +140,15 @@ class Containment:
     def started(self, container: Container, pid: int, pidfd: int, start_ticks: int) -> None:
         """The leader is there. `pidfd` stays the caller's, who keeps it open until `leader_gone`."""
         container.pid, container.pidfd, container.start_ticks = pid, pidfd, start_ticks
-        self._sweep.starting.pop(container.number, None)
-        self._sweep.add_leader(container)
+        self._orphans.add_leader(container)
         self._close_cgroup_fd(container)
 
-    def adopt(self, job_id: str, pid: int = 0, pidfd: int = -1, start_ticks: int = 0) -> Container:
+    def adopt(
+        self, job_id: str, pid: int = 0, pidfd: int = -1, start_ticks: int = 0, *, accepted_ns: int = 0
+    ) -> Container:
         """The container of a job that an earlier supervisor started, whatever level that one had. pid 0: of the
         leader nothing is known, or it is gone."""
-        container = self._add(job_id, self._existing_group(job_id))
+        container = self._add(job_id, accepted_ns, self._existing_group(job_id))
         container.is_child = False
         container.pid, container.pidfd, container.start_ticks = pid, pidfd, start_ticks
         return container
@@ -164,25 +171,36 @@ class Containment:
             self._keep_leftover(name)
         return names[-1] if names else ""
 
-    def orphans(self) -> set[str]:
-        """Ids of containers that no job here has: once all jobs were adopted, these are to be adopted and killed."""
-        found = self._sweep.marked_jobs() if self._groups is None else set()
-        if self._groups:
-            found |= {name.removeprefix(NAME_PREFIX).split(_AGAIN)[0] for name in self._groups.names()}
-        return found - self._containers.keys()
+    def strangers(self) -> list[tuple[str, int]]:
+        """Jobs that are none here, of which something is left, and when they were accepted (0: not known). Once all
+        jobs were adopted, these are to be adopted and killed."""
+        found = {job for job in self._sweep.marked_jobs() if self._marks.of(*job) not in self._containers}
+        known = {container.job_id for container in self._containers.values()} | {job_id for job_id, _ in found}
+        names = self._groups.names() if self._groups else []
+        grouped = {name.removeprefix(NAME_PREFIX).split(_AGAIN)[0] for name in names}
+        return [*found, *((job_id, 0) for job_id in grouped - known)]
 
     # Signals
 
     def signal(self, container: Container, number: int) -> None:
         """To the leader's process group; if the leader is gone, to each process. Raises PermissionError."""
         if container.pidfd >= 0:
+            self._remember(container)
             signals.signal_job(container.pidfd, container.pid, number, is_child=container.is_child)
             return
         for one in self._members(container):
             self._send(container, one, number)
 
+    def _remember(self, container: Container) -> None:
+        """What is below the leader now, before a signal that may end it: whatever it turns itself into, it is the
+        job's."""
+        with suppress(OSError):  # no fd is free; the signal matters more
+            leader = process(container.pid)
+            if leader is not None and leader.start_ticks == container.start_ticks:
+                container.remember(process_tree(leader))
+
     def _send(self, container: Container, one: Process, number: int) -> None:
-        if self._groups and container.name:
+        if self._groups and container.name and self._groups.holds(container.name, one.pid):
             groups, name = self._groups, container.name
             signals.signal_verified(one.pid, number, lambda pid: groups.holds(name, pid))
         else:
@@ -218,42 +236,54 @@ class Containment:
         False: it is watched, look again when `take_events` or `reap_orphans` names it; and in any case call again
         after a while, since it may fork faster than one call may take.
         """
-        if self.is_empty(container):
+        if container.name and not container.is_child:
+            self._sweep.members(container)  # who left the cgroup is not ours: from now on it is known
+        if self._is_gone(container):
             return True
         # By the kernel, all of the group in one step. At the cgroup level too: pam_systemd(8), run by root's su or
         # sudo, moves a process into a cgroup of its own.
         if container.pidfd >= 0:
+            self._remember(container)
             # PermissionError: nobody in it is still of our user. They show as survivors.
             with suppress(PermissionError):
                 signals.signal_job(container.pidfd, container.pid, signal.SIGKILL, is_child=container.is_child)
         if self._groups and container.name:
             self._groups.kill(container.name)
-            empty = self.is_empty(container)
-        else:
-            empty = self._sweep.kill(container)
-        if not empty:
+        if not (container.name and self._sweep.is_empty(container)):
+            self._sweep.kill(container)
+        is_gone = self._is_gone(container)
+        if not is_gone:
             self.watch(container)
-        return empty
+        return is_gone
+
+    def _is_gone(self, container: Container) -> bool:
+        is_empty = self.is_empty(container)
+        return not (container.is_child and self._orphans.claim(container)) and is_empty
 
     def is_empty(self, container: Container) -> bool:
         """Whether no process of the job lives; zombies do not."""
-        if self._groups and container.name:
-            return not (self._groups.events(container.name)[0] or self._is_joining(container))
-        return self._sweep.is_empty(container)
+        if self._groups and container.name and self._groups.events(container.name)[0]:
+            return False
+        return not self._is_joining(container) and self._sweep.is_empty(container)
 
     def _is_joining(self, container: Container) -> bool:
         """Whether the leader lives, if it is not in its group: a spawner that cannot have it born there moves it."""
-        return container.is_child and container.pidfd >= 0 and not self.has_exited(container)
+        return bool(container.name) and container.is_child and container.pidfd >= 0 and not self.has_exited(container)
 
     def survivors(self, container: Container) -> list[Survivor]:
         """What lives in spite of a kill, with what it waits in."""
         return [survivor(one) for one in self._members(container)]
 
+    def doubtful(self, container: Container) -> list[Survivor]:
+        """What lives and may be the job's or another's, so that it is left alone until the last of them ends."""
+        return [survivor(one) for one in self._orphans.maybe_of(container)]
+
     def _members(self, container: Container) -> list[Process]:
-        if self._groups and container.name:
-            found = [process(pid) for pid in self._groups.pids(container.name)]
-            return [one for one in found if one is not None and one.is_alive]
-        return self._sweep.members(container)
+        if not (self._groups and container.name):
+            return self._sweep.members(container)
+        inside = {one.pid: one for pid in self._groups.pids(container.name) if (one := process(pid)) is not None}
+        outside = [] if self._sweep.is_empty(container) else self._sweep.members(container)
+        return [one for one in (inside | {one.pid: one for one in outside}).values() if one.is_alive]
 
     # Events
 
@@ -296,9 +326,8 @@ class Containment:
 
     def reap_orphans(self) -> list[Container]:
         """After SIGCHLD: reaps dead children that are no leaders. Names the watched containers that may be empty."""
-        if self._groups or not self._sweep.reap_orphans():
-            return []
-        return [container for container in self._containers.values() if container.watched]
+        self._orphans.reap()
+        return [container for container in self._orphans.take_reaped() if container.watched]
 
     # The leader's end
 
@@ -315,7 +344,7 @@ class Containment:
 
     def leader_gone(self, container: Container) -> None:
         """The leader is reaped, by whomever; its pidfd is not used any more."""
-        self._sweep.drop_leader(container)
+        self._orphans.drop_leader(container)
         container.pidfd = -1
 
     # Cleanup
@@ -329,10 +358,9 @@ class Containment:
         not empty; `tidy` does it later."""
         self._unwatch(container)
         self._close_cgroup_fd(container)
-        self._sweep.starting.pop(container.number, None)
-        self._sweep.drop_leader(container)
-        if self._containers.get(container.job_id) is container:
-            del self._containers[container.job_id]
+        self._orphans.drop_leader(container)
+        if self._containers.get(container.mark) is container:
+            del self._containers[container.mark]
         if self._groups is None or not container.name or self._groups.remove(container.name):
             return True
         self._keep_leftover(container.name)

@@ -164,13 +164,13 @@ class Groups:
 
     def holds(self, name: str, pid: int) -> bool:
         """Whether the process is in the group or below."""
-        try:
-            with open(f"/proc/{pid}/cgroup") as file:
-                paths = [line[3:].rstrip("\n") for line in file if line.startswith("0::")]
-        except OSError:
-            return False
-        own = f"{self.base.proc_path}/{name}"
-        return any(path == own or path.startswith(own + "/") for path in paths)
+        return self.group_of(pid) == name
+
+    def group_of(self, pid: int) -> str:
+        """The group below the base that the process is in, itself or below; empty: none."""
+        path = _path_of(pid)
+        base = f"{self.base.proc_path}/"
+        return path.removeprefix(base).partition("/")[0] if path.startswith(base) else ""
 
     def pids(self, name: str) -> list[int]:
         """The processes in the group and below; zombies are in none."""
@@ -268,6 +268,17 @@ class Groups:
             os.write(fd, text.encode())
         finally:
             os.close(fd)
+
+
+def _path_of(pid: int) -> str:
+    """Of its group in the v2 hierarchy, as proc_pid_cgroup(5) has it; empty: it is gone."""
+    try:
+        with open(f"/proc/{pid}/cgroup") as file:
+            return next((line[3:].rstrip("\n") for line in file if line.startswith("0::")), "")
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
+        return ""
 
 
 def parse_events(text: str) -> tuple[bool, bool]:

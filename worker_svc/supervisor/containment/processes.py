@@ -8,6 +8,8 @@ from typing import Final, NamedTuple
 
 # An environment and arguments together are at most a quarter of the stack limit (execve(2)), usually 2 MiB.
 _ENVIRON_MAX_BYTES: Final = 8 * 1024 * 1024
+# The loop has other jobs to look after.
+_TREE_MAX: Final = 1000
 # 52 numbers and a name of at most 64 bytes.
 _STAT_MAX_BYTES: Final = 2048
 
@@ -59,6 +61,12 @@ def process(pid: int) -> Process | None:
     )
 
 
+def is_there(pid: int, start_ticks: int) -> bool:
+    """Whether the process with this identity lives, or is a zombie."""
+    one = process(pid)
+    return one is not None and one.start_ticks == start_ticks
+
+
 def snapshot() -> dict[int, Process]:
     """All processes, one after the other: not the state of one moment."""
     found = {}
@@ -80,13 +88,27 @@ def own_children(main_pid: int) -> list[int] | None:
     return None if text is None else [int(pid) for pid in text.split()]
 
 
-def environ_has(pid: int, entries: tuple[bytes, ...]) -> bool:
-    """Whether the process was given all these NAME=value entries when it was executed."""
-    text = _read(f"/proc/{pid}/environ", _ENVIRON_MAX_BYTES)
-    if not text:
-        return False
-    text = b"\0" + text + b"\0"
-    return all(b"\0" + entry + b"\0" in text for entry in entries)
+def process_tree(root: Process) -> list[Process]:
+    """What is below a process now, itself not included, and no more than a good many of them."""
+    found: list[Process] = []
+    todo = [root]
+    while todo and len(found) < _TREE_MAX:
+        parent = todo.pop()
+        children = [one for pid in _children(parent.pid) if (one := process(pid)) and one.ppid == parent.pid]
+        # Looked at last: if it ended meanwhile, these may be the children of who has its number now.
+        if children and is_there(*parent.identity):
+            found += children
+            todo += children
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    lists = (_read(f"/proc/{pid}/task/{thread}/children", 1024 * 1024) or b"" for thread in threads)
+    return [int(child) for text in lists for child in text.split()]
 
 
 def environ_value(pid: int, name: bytes) -> str:

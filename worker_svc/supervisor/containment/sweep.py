@@ -1,12 +1,7 @@
-"""Without a cgroup: which processes are a job's, found in /proc.
+"""What of a job is in no cgroup of its own: found among our children and in /proc, and ended.
 
-We are a child subreaper (PR_SET_CHILD_SUBREAPER(2const)), so every process of our jobs is a descendant of ours,
-whatever it did: once its parent is dead it is our child. A child of ours that is no leader is therefore an orphan of
-exactly one job, and its descendants are of the same job. Which one is told, in this order, by
-  1. the session or group that the job's leader founded, while that number is sure to be still the leader's;
-  2. the environment it was executed with: job id and state id;
-  3. elimination: no other living container could have started it.
-Jobs of an earlier supervisor are not below us; they are found by 1, 2 and descent among all processes.
+Whose our children are, orphans.py says. Jobs of an earlier supervisor are not below us: they are found by session,
+group, mark and descent among all processes.
 """
 
 from __future__ import annotations
@@ -14,65 +9,55 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 from worker_svc.supervisor.containment.container import Container
-from worker_svc.supervisor.containment.processes import (
-    Process,
-    environ_has,
-    environ_value,
-    own_children,
-    process,
-    snapshot,
-)
-from worker_svc.supervisor.containment.signals import group_exists, signal_verified
+from worker_svc.supervisor.containment.marks import MARK_VARIABLE, Marks
+from worker_svc.supervisor.containment.orphans import Orphans
+from worker_svc.supervisor.containment.processes import Process, environ_value, is_there, process, snapshot
+from worker_svc.supervisor.containment.signals import signal_verified
 
-JOB_VARIABLE: Final = "WORKER_JOB_ID"
-STATE_VARIABLE: Final = "WORKER_STATE_ID"
 # The loop has other jobs to look after; who is not done by then is called again.
 _KILL_BUDGET_NS: Final = 50_000_000
 # What was signalled takes a moment to die. If it takes longer than this, SIGCHLD will tell.
 _DYING_S: Final = 0.0002
 _QUIET_ROUNDS: Final = 10
-_LOOKS_MAX: Final = 100
+# Of the time, what looking for many adopted jobs one after the other may take: one part in so many.
+_WALK_AGAIN: Final = 20
+_MARK: Final = MARK_VARIABLE.encode()
+
+
+class _Walk(NamedTuple):
+    """All processes, and the marks that some carry."""
+
+    table: dict[int, Process]
+    marks: dict[int, str]
+    good_until_ns: int
 
 
 class Sweep:
-    def __init__(self, state_id: str, containers: dict[str, Container]) -> None:
-        self._state_entry = f"{STATE_VARIABLE}={state_id}".encode()
+    def __init__(self, containers: dict[str, Container], marks: Marks, group_of: Callable[[int], str]) -> None:
+        """As of Orphans."""
+        self.orphans = Orphans(containers, group_of)
         self._containers = containers
+        self._marks = marks
+        self._group_of = group_of
         self._us = os.getpid()
-        self._session = os.getsid(0)
-        self._leaders: dict[int, Container] = {}
-        self._owners: dict[int, str] = {}
-        """Of orphans: pid → job id. A number stays theirs until we reap them, which drops it here."""
-        self._suspects: dict[int, int] = {}
-        """Dead children that may be a leader we have not been told of yet → the last container made before."""
-        self.starting: dict[int, Container] = {}
-        """Containers whose leader is not known yet, by number, so in order."""
-        self.last_number = 0
-
-    def add_leader(self, container: Container) -> None:
-        self._leaders[container.pid] = container
-        self._suspects.pop(container.pid, None)
-
-    def drop_leader(self, container: Container) -> None:
-        if self._leaders.get(container.pid) is container:
-            del self._leaders[container.pid]
+        self._last_walk: _Walk | None = None
 
     def kill(self, container: Container) -> bool:
         """SIGKILL to every process of the job, and to what it forks meanwhile. True: none is left alive."""
         deadline_ns = time.monotonic_ns() + _KILL_BUDGET_NS
         signalled: set[tuple[int, int]] = set()
-        self.reap_orphans()
+        self.orphans.reap()
         self._kill_new(self.members(container), signalled)
         quiet_rounds = 0
         while quiet_rounds < _QUIET_ROUNDS and time.monotonic_ns() < deadline_ns:
             # Of a child's job it is enough, and fast, to look at what becomes an orphan: whatever is forked while its
             # parent dies does. Nothing can slip by, not even a process that forks and exits for ever.
-            found = self._living_roots(container) if container.is_child else self.members(container)
+            found = self.orphans.of(container) if container.is_child else self._unrelated(container)
             if found == [] and (container.is_child or quiet_rounds):
                 return True
             if self._kill_new(found or [], signalled):
@@ -80,8 +65,16 @@ class Sweep:
             else:
                 quiet_rounds += 1
                 time.sleep(_DYING_S)
-            self.reap_orphans()
+            self.orphans.reap()
         return False
+
+    def _unrelated(self, container: Container) -> list[Process]:
+        """Of a job of an earlier supervisor, whose processes are not below us. With a cgroup, what was found before:
+        there are too many jobs for a walk each time."""
+        if not container.name:
+            return self.members(container)
+        found = [process(pid) for pid, start in container.known or () if is_there(pid, start)]
+        return [one for one in found if one is not None and one.is_alive]
 
     def _kill_new(self, found: list[Process], signalled: set[tuple[int, int]]) -> bool:
         """Kills those that were not before. False: there were none."""
@@ -101,93 +94,65 @@ class Sweep:
                     send(one, number)
 
     def is_empty(self, container: Container) -> bool:
-        return (self._living_roots if container.is_child else self.members)(container) == []
+        """Whether nothing of the job lives, outside of its cgroup if it has one."""
+        return (self.orphans.of if container.is_child else self._unrelated)(container) == []
 
     def members(self, container: Container) -> list[Process]:
-        """The living processes of the job."""
-        roots = self._living_roots(container) if container.is_child else None
+        """The living processes of the job, found without its cgroup."""
+        roots = self.orphans.of(container) if container.is_child else None
         if roots == []:
             return []
-        table = snapshot()
+        walk = None if container.is_child else self._walk(may_be_old=bool(container.name))
+        table = walk.table if walk else snapshot()
         seeds = {one.pid for one in roots or ()}
         seeds |= {pid for pid, start in container.known or () if pid in table and table[pid].start_ticks == start}
-        if self._number_is_sure(container):
+        if self.orphans.number_is_sure(container):
             seeds |= {one.pid for one in table.values() if container.pid in (one.session, one.pgrp)}
-        if not container.is_child:
-            seeds |= {one.pid for one in table.values() if self._has_marks(container, one)}
-        found = [one for one in self._tree(seeds, table) if one.is_alive]
-        container.known = {one.identity for one in found} or None
-        return found
+        if walk:
+            seeds |= {pid for pid, mark in walk.marks.items() if self._is_own(container, mark, table[pid], table)}
+        found = self._tree(seeds, table)
+        # Zombies too: one may lead the session of who lives. And who came after an old walk.
+        is_old = walk is not None and bool(container.name)
+        later = {(pid, start) for pid, start in container.known or () if is_old and pid not in table}
+        container.known = {one.identity for one in found} | later or None
+        return [one for one in found if one.is_alive]
 
-    def marked_jobs(self) -> set[str]:
-        """The job ids that living processes with our state id carry."""
-        found = set()
-        for one in snapshot().values():
-            if one.pid != self._us and one.is_alive and environ_has(one.pid, (self._state_entry,)):
-                found.add(environ_value(one.pid, JOB_VARIABLE.encode()))
-        return found - {""}
-
-    def _living_roots(self, container: Container) -> list[Process] | None:
-        """Our living children that are of the job: its leader and its orphans. None of them: none of the job lives.
-
-        For as long as it has a living process, the topmost one of its line is our child. Those that exit while we look
-        leave theirs at the end of the list: the answer "none" holds once the list names nobody new.
-
-        None: cannot be told now, since new orphans come faster than we look.
-        """
-        is_sure = self._number_is_sure(container)
-        checked: set[int] = set()
-        found = []
-        for _ in range(_LOOKS_MAX):
-            candidates = {*self._children(), container.pid} - checked
-            if not candidates:
-                return []
-            for pid in candidates:
-                if self._leaders.get(pid, container) is container:
-                    one = process(pid)
-                    if one is not None and one.is_alive and self._owns(container, one, is_sure):
-                        found.append(one)
-            if found:
-                return found
-            checked |= candidates
-        return None
-
-    def _children(self) -> list[int]:
-        """Our children. Where the kernel has a list of them, without what other threads started: the leaders."""
-        children = own_children(self._us)
-        return [one.pid for one in snapshot().values() if one.ppid == self._us] if children is None else children
-
-    def _owns(self, container: Container, child: Process, is_sure: bool) -> bool:
-        """Whether a living child of ours is the job's leader or orphan."""
-        if child.pid in self._leaders:
-            return child.start_ticks == container.start_ticks
-        if child.ppid != self._us or child.session == self._session:
-            return False  # a number that went to somebody else; or on its way from fork to setsid
-        owner = self._owners.get(child.pid, "")
-        if owner not in self._containers:
-            owner = self._marked_owner(child.pid)
-            if not owner and is_sure and container.pid in (child.session, child.pgrp):
-                owner = container.job_id
-            if owner:
-                self._owners[child.pid] = owner
-        return owner == container.job_id if owner else self._is_only_origin(container, child)
-
-    def _marked_owner(self, pid: int) -> str:
-        """The job of ours that the environment names; empty: none."""
-        if not environ_has(pid, (self._state_entry,)):
-            return ""
-        owner = environ_value(pid, JOB_VARIABLE.encode())
-        return owner if owner in self._containers else ""
-
-    def _number_is_sure(self, container: Container) -> bool:
-        """Whether the leader's number is still its own: it cannot go to another process as long as somebody, if only
-        the leader's zombie, is in the group of that number."""
-        if not container.pid:
+    def _is_own(self, container: Container, mark: str, one: Process, table: dict[int, Process]) -> bool:
+        """Whether a marked process is an adopted job's: it is not if it has the mark from there, and is another's by
+        cgroup, session, group or descent."""
+        if mark != container.mark or one.start_ticks < container.start_ticks:
             return False
-        leader = process(container.pid)
-        if leader is not None:
-            return leader.start_ticks == container.start_ticks
-        return container.pidfd >= 0 and group_exists(container.pidfd)
+        if self._group_of(one.pid) not in ("", container.name):
+            return False
+        leaders = {other.pid: other.start_ticks for other in self._containers.values() if other is not container}
+        while one.pid not in (1, self._us):
+            for number in (one.pid, one.session, one.pgrp):
+                if number in leaders and number in table and table[number].start_ticks == leaders[number]:
+                    return False
+            if one.ppid not in table:
+                break
+            one = table[one.ppid]
+        return True
+
+    def marked_jobs(self) -> set[tuple[str, int]]:
+        """The jobs whose marks living processes carry, and when they were accepted."""
+        found = {self._marks.read(mark) for mark in self._walk(may_be_old=False).marks.values()}
+        return {job for job in found if job is not None}
+
+    def _walk(self, *, may_be_old: bool) -> _Walk:
+        began_ns = time.monotonic_ns()
+        if may_be_old and self._last_walk is not None and began_ns < self._last_walk.good_until_ns:
+            return self._last_walk
+        table = snapshot()
+        marks = {
+            pid: mark
+            for pid, one in table.items()
+            if pid != self._us and one.is_alive and (mark := environ_value(pid, _MARK))
+        }
+        took_ns = time.monotonic_ns() - began_ns
+        walk = _Walk(table, marks, time.monotonic_ns() + took_ns * _WALK_AGAIN)
+        self._last_walk = walk if may_be_old else None
+        return walk
 
     def _tree(self, roots: Iterable[int], table: dict[int, Process]) -> list[Process]:
         """These processes and all their descendants, but never ourselves and init."""
@@ -202,52 +167,6 @@ class Sweep:
                 found[pid] = table[pid]
                 todo += below.get(pid, ())
         return list(found.values())
-
-    def _is_only_origin(self, container: Container, orphan: Process) -> bool:
-        """Whether no other container can have started an orphan without marks. One whose leader we do not know yet
-        may have, or even be it."""
-        return not any(
-            other is not container
-            and other.is_child
-            and not other.name
-            and (not other.start_ticks or other.start_ticks <= orphan.start_ticks)
-            for other in self._containers.values()
-        )
-
-    def _has_marks(self, container: Container, one: Process) -> bool:
-        if one.pid == self._us or not one.is_alive or one.start_ticks < container.start_ticks:
-            return False
-        return environ_has(one.pid, (f"{JOB_VARIABLE}={container.job_id}".encode(), self._state_entry))
-
-    def reap_orphans(self) -> bool:
-        """Reaps the dead children that are no leaders. False: there was none."""
-        try:
-            if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-                return False
-        except ChildProcessError:
-            return False
-        reaped = False
-        for pid in self._children():
-            if pid not in self._leaders and self._reap(pid):
-                self._owners.pop(pid, None)
-                self._suspects.pop(pid, None)
-                reaped = True
-        return reaped
-
-    def _reap(self, pid: int) -> bool:
-        try:
-            dead = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if dead is None:
-                return False
-            # It may be the leader of a job whose spawner has not told us yet: only once all that were starting when it
-            # was first seen dead have a leader, or none, is it none of theirs.
-            seen = self._suspects.setdefault(pid, self.last_number)
-            if self.starting and next(iter(self.starting)) <= seen:
-                return False
-            return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is not None
-        except ChildProcessError:  # a spawner thread took it: a child whose exec failed
-            self._suspects.pop(pid, None)
-            return False
 
 
 def send(one: Process, number: int, *, group: bool = False) -> bool:
