@@ -278,6 +278,24 @@ def test_a_stop_before_the_timeout_is_a_stop(supervisor: SupervisorProcess) -> N
     assert supervisor.wait_finished("j").outcome is Outcome.STOPPED
 
 
+def test_a_stop_with_a_long_grace_does_not_outlast_the_timeout(supervisor: SupervisorProcess) -> None:
+    """From the timeout on, the job has its own grace at most, and was stopped all the same."""
+    supervisor.run("j", programs.IGNORE_TERM, timeout_s=0.6, stop_grace_s=0.3)
+    supervisor.wait_output("j", b"ready\n")
+    supervisor.client.ask("stop", id="j", signal=None, grace_s=DURATION_MAX_S)
+    record = supervisor.wait_finished("j")
+    assert (record.outcome, record.signal) == (Outcome.STOPPED, signal.SIGKILL)
+    assert record.wall_ns is not None
+    assert record.wall_ns >= 900_000_000
+
+
+def test_a_timeout_does_not_lengthen_the_grace(supervisor: SupervisorProcess) -> None:
+    supervisor.run("j", programs.IGNORE_TERM, timeout_s=0.5, stop_grace_s=1000)
+    supervisor.wait_output("j", b"ready\n")
+    supervisor.client.ask("stop", id="j", signal=None, grace_s=0.8)
+    assert supervisor.wait_finished("j").signal == signal.SIGKILL
+
+
 @pytest.mark.parametrize("timeout_s", [30 * 86400.0, DURATION_MAX_S])
 def test_a_timeout_in_the_far_future(supervisor: SupervisorProcess, timeout_s: float) -> None:
     """Farther than epoll can wait in one go (2**31 ms)."""

@@ -112,6 +112,9 @@ class Stops:
     def on_timeout(self, job: LiveJob) -> None:
         if job.state is JobState.RUNNING:
             self.stop(job, cause=StopCause.TIMEOUT)
+        elif job.state is JobState.STOPPING:
+            # It was asked to end for another reason, with a grace that may be years. The reason stays.
+            self.kill_after(job, job.stop_grace_s)
 
     def signal(self, job: LiveJob, number: int) -> None:
         """Raises PreconditionFailed if the job's processes may not be signalled (they changed their user)."""
