@@ -238,13 +238,16 @@ def _of_state(supervisor: SupervisorProcess) -> list[int]:
     return [pid for pid in found if is_alive(pid)]
 
 
-def test_a_stop_while_it_starts_outlives_the_supervisor(supervisor: SupervisorProcess, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cause, outcome", [(1, Outcome.STOPPED), (2, Outcome.TIMED_OUT)])
+def test_a_stop_while_it_starts_outlives_the_supervisor(
+    supervisor: SupervisorProcess, cause: int, outcome: Outcome
+) -> None:
     """The stop was answered: it must happen, whoever does it."""
     start_and_die(supervisor, programs.SLEEP, "after_spawn")
-    change(supervisor, "UPDATE jobs SET stop_cause = 1")  # as the stop of a job that is starting leaves it
+    change(supervisor, "UPDATE jobs SET stop_cause = ?", cause)  # as the stop of a job that is starting leaves it
     supervisor.start()
     record = supervisor.wait_finished("j")
-    assert (record.outcome, record.signal) == (Outcome.STOPPED, signal.SIGTERM)
+    assert (record.outcome, record.signal) == (outcome, signal.SIGTERM)
 
 
 def test_a_stop_while_it_starts_is_on_record(supervisor: SupervisorProcess) -> None:

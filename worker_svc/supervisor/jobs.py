@@ -198,6 +198,8 @@ class Jobs:
         if crashpoints.is_armed:
             crashpoints.reach("before-spawn")
         self.spawner.submit(job, plan)
+        if job.timeout_s > 0:
+            self._timers.after(job.timeout_s, partial(self.stops.on_start_timeout, job), job)
 
     def _user_env(self, spec: JobSpec) -> tuple[str, ...]:
         """A job of another user is not to find our HOME; what the spec itself sets stays."""
@@ -209,7 +211,10 @@ class Jobs:
         if crashpoints.is_armed:
             crashpoints.reach("after-spawn")
         if isinstance(result, SpawnFailed) and job.given_up:
-            self._finish(job, Event.SPAWN_FAILED, outcome=Outcome.STOPPED, reason="stopped before it started")
+            timed_out = job.asked_cause is StopCause.TIMEOUT
+            outcome = Outcome.TIMED_OUT if timed_out else Outcome.STOPPED
+            why = f"timed out after {job.timeout_s:g} s" if timed_out else "stopped"
+            self._finish(job, Event.SPAWN_FAILED, outcome=outcome, reason=f"{why} before it started")
             self._ledger.then(partial(self._answer_start, job))
             return
         if isinstance(result, SpawnFailed):
@@ -235,7 +240,7 @@ class Jobs:
         self._ledger.then(partial(self._answer_start, job))
         self.watch(job)
         if job.asked is not None:
-            self.stops.stop(job, *job.asked)
+            self.stops.stop(job, *job.asked, cause=job.asked_cause)
 
     def watch(self, job: LiveJob) -> None:
         """From now on its exit, its timeout and its output are looked after."""

@@ -16,11 +16,13 @@ class LiveJob:
         "accepted_ns",
         "adopted",
         "asked",
+        "asked_cause",
         "container",
         "ended",
         "exited",
         "fingerprint",
         "given_up",
+        "giving_up",
         "job_id",
         "kill_at_ns",
         "ordinal",
@@ -79,8 +81,12 @@ class LiveJob:
         self.stop_cause = StopCause.NONE
         self.given_up = False
         """Whether its start was broken off, since it was asked to stop."""
+        self.giving_up = False
+        """Whether that is to be tried again: there is no process yet."""
         self.asked: tuple[int | None, float | None] | None = None
         """Signal and grace of a stop that came while the job was starting."""
+        self.asked_cause = StopCause.NONE
+        """Why the first of them came."""
         self.kill_at_ns = 0
         """When SIGKILL follows the stop signal, on the monotonic clock."""
         self.waiting: list[tuple[Connection, int, bool]] | None = None

@@ -74,7 +74,7 @@ def _find_started(jobs: Jobs, job: LiveJob, store: JobStore, rebooted: bool) -> 
     jobs.containment.take_over(job.container, leader.pid, pidfd, leader.start_ticks)
     job.take(spec)
     if job.stop_cause is not StopCause.NONE:
-        job.stop_cause, job.asked = StopCause.NONE, (None, None)
+        job.asked_cause, job.stop_cause, job.asked = job.stop_cause, StopCause.NONE, (None, None)
     jobs.go_on_running(job, Spawned(leader.pid, pidfd, leader.start_ticks), time.time_ns())
 
 

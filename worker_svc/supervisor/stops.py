@@ -20,6 +20,8 @@ from worker_svc.supervisor.transitions import Transitions
 
 # SIGKILL ends a process in microseconds, unless it waits in the kernel for what does not come.
 _UNKILLABLE_AFTER_S: Final = 2.0
+# A start that has no process yet waits for a thread, since others hang.
+_GIVE_UP_AGAIN_S: Final = 1.0
 
 
 class Stops:
@@ -58,8 +60,10 @@ class Stops:
                 asked_number, asked_grace_s = job.asked
                 number = asked_number if number is None else number
                 grace_s = min(_or(asked_grace_s, job.stop_grace_s), _or(grace_s, job.stop_grace_s))
+            else:
+                job.asked_cause = cause
             job.asked = (number, grace_s)
-            self._transitions.note_stop(job, cause)
+            self._transitions.note_stop(job, job.asked_cause)
             # It may never come to run: a program on a dead file system.
             self._timers.after(_or(grace_s, job.stop_grace_s), partial(self._give_up_start, job), job)
             return
@@ -83,8 +87,16 @@ class Stops:
         self.kill_after(job, job.stop_grace_s if grace_s is None else grace_s)
 
     def _give_up_start(self, job: LiveJob) -> None:
-        if job.state is JobState.STARTING:
-            job.given_up = self._kill_start(job) or job.given_up
+        if job.state is not JobState.STARTING:
+            return
+        job.given_up = self._kill_start(job) or job.given_up
+        if not job.given_up and not job.giving_up:
+            job.giving_up = True
+            self._timers.after(_GIVE_UP_AGAIN_S, partial(self._give_up_again, job), job)
+
+    def _give_up_again(self, job: LiveJob) -> None:
+        job.giving_up = False
+        self._give_up_start(job)
 
     def kill_after(self, job: LiveJob, grace_s: float) -> None:
         kill_at_ns = time.monotonic_ns() + int(min(grace_s, DURATION_MAX_S) * NS_PER_S)
@@ -115,6 +127,12 @@ class Stops:
         elif job.state is JobState.STOPPING:
             # It was asked to end for another reason, with a grace that may be years. The reason stays.
             self.kill_after(job, job.stop_grace_s)
+
+    def on_start_timeout(self, job: LiveJob) -> None:
+        """Its time has passed since it was launched. Once it runs, time is counted from then."""
+        if job.state is JobState.STARTING:
+            self.stop(job, cause=StopCause.TIMEOUT)
+            self._give_up_start(job)
 
     def signal(self, job: LiveJob, number: int) -> None:
         """Raises PreconditionFailed if the job's processes may not be signalled (they changed their user)."""

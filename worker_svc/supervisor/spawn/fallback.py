@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from typing import Final
 
 from worker_svc.job.limits import ProcessLimits
@@ -39,6 +40,9 @@ from worker_svc.supervisor.spawn.steps import RLIMITS, Op, Place, Program
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_NO_NEW_PRIVS: Final = 38
+# include/linux/sched.h, in the flags of proc_pid_stat(5): forked and not yet executed.
+_PF_FORKNOEXEC: Final = 0x40
+_HANGS_AFTER_S: Final = 0.1
 _LAUNCHER: Final = os.path.join(os.path.dirname(__file__), "launcher.py")
 _prctl: Final = ctypes.CDLL(None, use_errno=True).prctl
 _prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
@@ -63,7 +67,7 @@ def start(plan: LaunchPlan, program: Program, files: Files, attempt: Attempt) ->
     """Raises SpawnFailed; then no process is left."""
     # Ignored signals are inherited through execve, and subprocess leaves all but a few as they are.
     if program.is_plain and plan.cgroup_fd < 0 and files.program < 0 and not any(map(_is_ignored, _SIGNALS)):
-        return _start_plain(plan, program, files)
+        return _start_plain(plan, program, files, attempt)
     return _start_by_launcher(plan, program, files, attempt)
 
 
@@ -75,7 +79,7 @@ def _spawned(pid: int, pidfd: int) -> Spawned:
     return Spawned(pid, pidfd, start_ticks_of(pid) or 0)
 
 
-def _start_plain(plan: LaunchPlan, program: Program, files: Files) -> Spawned:
+def _start_plain(plan: LaunchPlan, program: Program, files: Files, attempt: Attempt) -> Spawned:
     candidates = candidates_of(plan)
     wants_no_new_privs = any(op == Op.NO_NEW_PRIVS for op, *_ in program.steps)
     came: list[int | BaseException] = []
@@ -95,10 +99,13 @@ def _start_plain(plan: LaunchPlan, program: Program, files: Files) -> Spawned:
         thread.start()
     finally:
         threading.stack_size(former)
-    thread.join()
+    _wait_for(thread, attempt)
     pid = came[0]
     if isinstance(pid, BaseException):
         raise pid
+    if attempt.is_killed and _never_executed(pid):
+        os.waitpid(pid, 0)
+        raise SpawnFailed(explain(plan, program, Place.KILLED, signal.SIGKILL, candidates, 0))
     try:
         pidfd = os.pidfd_open(pid)
         _put_back(pid, program.inherited)
@@ -108,6 +115,42 @@ def _start_plain(plan: LaunchPlan, program: Program, files: Files) -> Spawned:
         os.waitpid(pid, 0)
         raise
     return _spawned(pid, pidfd)
+
+
+def _wait_for(thread: threading.Thread, attempt: Attempt) -> None:
+    """For the end of a start, which may hang: then its process is looked for, so that it can be given up."""
+    thread.join(_HANGS_AFTER_S)
+    held = 0
+    while thread.is_alive():
+        for pid in _children_of_thread(thread):
+            if pid != held:  # each candidate that is tried is another
+                _drop(attempt)
+                with suppress(OSError):  # it has failed meanwhile; or no fd is free
+                    attempt.put(os.pidfd_open(pid))
+                    held = pid
+        thread.join(_HANGS_AFTER_S)
+    _drop(attempt)
+
+
+def _drop(attempt: Attempt) -> None:
+    pidfd = attempt.take()
+    if pidfd >= 0:
+        os.close(pidfd)
+
+
+def _children_of_thread(thread: threading.Thread) -> list[int]:
+    try:
+        with open(f"/proc/self/task/{thread.native_id}/children", encoding="ascii") as file:
+            return [int(pid) for pid in file.read().split()]
+    except OSError:
+        return []
+
+
+def _never_executed(pid: int) -> bool:
+    """Whether our child was killed between fork and execve."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        flags = int(file.read().rpartition(b")")[2].split()[6])
+    return bool(flags & _PF_FORKNOEXEC)
 
 
 def _put_back(pid: int, inherited: ProcessLimits) -> None:

@@ -81,6 +81,10 @@ class Attempt:
             return True
 
     @property
+    def is_killed(self) -> bool:
+        return self.slot[4] != 0
+
+    @property
     def _pidfd(self) -> int:
         return int.from_bytes(self.slot[:4], sys.byteorder, signed=True)
 
