@@ -17,7 +17,7 @@ from tests.functional.test_containment import UNAVAILABLE
 from tests.support.contained import LEAVE_CGROUP, apart
 from tests.support.programs import SLEEP, is_alive
 from tests.support.waiting import eventually_sync
-from tests.support.workers import PATIENCE_S, SupervisorProcess
+from tests.support.workers import PATIENCE_S, Refused, SupervisorProcess
 from worker_svc.job import JobState, LeaderExit, Outcome
 from worker_svc.supervisor.containment import CGROUP, SUBREAPER
 from worker_svc.supervisor.containment.processes import snapshot
@@ -144,6 +144,27 @@ def test_what_nobody_has_a_record_of_is_ended_by_its_mark_alone(supervisor: Supe
     eventually_sync(lambda: not is_alive(supervisor.record("j").pid))
     supervisor.start()
     eventually_sync(lambda: not is_alive(pid), PATIENCE_S)
+
+
+def test_a_paused_job_goes_on_by_a_resume_only(supervisor: SupervisorProcess) -> None:
+    supervisor.run("j", ["sh", "-c", "while :; do echo; sleep 0.01; done"])
+    supervisor.client.ask("pause", id="j")
+    with pytest.raises(Refused, match="precondition: the job is paused: ResumeJob"):
+        supervisor.client.ask("signal", id="j", signal=int(signal.SIGCONT))
+    time.sleep(0.1)
+    written = supervisor.output("j")
+    time.sleep(0.1)
+    assert supervisor.output("j") == written
+    assert supervisor.record("j").paused
+    supervisor.client.ask("resume", id="j")
+    supervisor.client.ask("signal", id="j", signal=int(signal.SIGCONT))
+    eventually_sync(lambda: len(supervisor.output("j")) > len(written))
+
+
+def test_the_timeout_of_a_paused_job_runs_on(supervisor: SupervisorProcess) -> None:
+    supervisor.run("j", SLEEP, timeout_s=0.5)
+    supervisor.client.ask("pause", id="j")
+    assert supervisor.wait_finished("j").outcome is Outcome.TIMED_OUT
 
 
 def test_orphans_are_reaped_while_their_job_runs(supervisor: SupervisorProcess) -> None:

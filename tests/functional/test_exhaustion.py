@@ -8,16 +8,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.functional.test_containment import UNAVAILABLE
 from tests.support import programs
 from tests.support.programs import open_fds, status_field
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, ROOT, Refused, SupervisorProcess, start_fields
 from worker_svc.job import JobState, Outcome
+from worker_svc.supervisor.containment import CGROUP, SUBREAPER
 
 _MANY = 40
 
@@ -67,6 +70,55 @@ def test_no_file_is_left_when_jobs_end(supervisor: SupervisorProcess, tmp_path: 
         assert (record.exit_code, record.outcome is Outcome.LOST) == (number, False)
     assert supervisor.process is not None
     assert supervisor.process.poll() is None
+
+
+@pytest.mark.parametrize("level", [CGROUP, SUBREAPER])
+def test_no_file_is_left_to_pause_or_resume_with(tmp_path: Path, level: str) -> None:
+    """What is recorded is how it is: the job that could not be paused goes on, and nobody was told that it stands."""
+    if UNAVAILABLE[level]:
+        pytest.skip(f"level {level}: {UNAVAILABLE[level]}")
+    supervisor = SupervisorProcess(tmp_path / "state")
+    supervisor.options = ("--containment", level)
+    with supervisor:
+        count = "while :; do echo; sleep 0.01; done"
+        supervisor.run("j", ["sh", "-c", f"setsid sh -c '{count}' & {count}"])
+        supervisor.finish("before", programs.TRUE)
+        limit_files(supervisor)
+        with pytest.raises(Refused, match="unavailable"):
+            supervisor.client.ask("pause", id="j")
+        allow_files(supervisor)
+        assert not supervisor.record("j").paused
+        time.sleep(0.5)  # what stood still goes on, if not at once
+        written = len(supervisor.output("j"))
+        eventually_sync(lambda: len(supervisor.output("j")) > written + 10, PATIENCE_S)
+        assert [moved.reason for moved in supervisor.events() if moved.job_id == "j"] == ["", ""]
+
+        supervisor.client.ask("pause", id="j")
+        limit_files(supervisor)
+        with pytest.raises(Refused, match="unavailable"):
+            supervisor.client.ask("resume", id="j")
+        allow_files(supervisor)
+        assert supervisor.record("j").paused
+        supervisor.client.ask("resume", id="j")
+        assert not supervisor.record("j").paused
+        written = len(supervisor.output("j"))
+        eventually_sync(lambda: len(supervisor.output("j")) > written + 10, PATIENCE_S)
+
+
+@pytest.mark.parametrize("level", [CGROUP, SUBREAPER])
+def test_no_file_is_left_to_stop_a_paused_job_with(tmp_path: Path, level: str) -> None:
+    if UNAVAILABLE[level]:
+        pytest.skip(f"level {level}: {UNAVAILABLE[level]}")
+    supervisor = SupervisorProcess(tmp_path / "state")
+    supervisor.options = ("--containment", level)
+    with supervisor:
+        supervisor.run("j", programs.EXIT_ON_TERM, stop_grace_s=1000)
+        supervisor.wait_output("j", b"ready\n")
+        supervisor.client.ask("pause", id="j")
+        limit_files(supervisor)
+        supervisor.client.ask("stop", id="j", signal=None, grace_s=None)
+        allow_files(supervisor)
+        assert supervisor.wait_finished("j").exit_code == 5
 
 
 def test_no_file_is_left_for_another_connection(supervisor: SupervisorProcess) -> None:

@@ -161,6 +161,10 @@ class Requests:
         number = _signal_of(frame.header)
         if number is None:
             raise InvalidArgument("signal", "must not be empty")
+        if job.paused and number == signal.SIGCONT:
+            raise PreconditionFailed(
+                "the job is paused: ResumeJob lets it go on, SIGCONT would behind the record's back"
+            )
         self._jobs.stops.signal(job, number)
         connection.send({"r": request, "ok": {}})
 

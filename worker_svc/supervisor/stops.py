@@ -6,6 +6,7 @@ stoppable.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from functools import partial
@@ -79,7 +80,8 @@ class Stops:
         if job.state is not JobState.STOPPING:
             return
         if job.paused:
-            self._thaw(job)
+            job.paused = False
+            self._timers.attempt(partial(self._thaw, job))
         if moved or number is not None:
             # Once the stop is on record, so that what it brings about is not taken for something else.
             number = job.stop_signal if number is None else number
@@ -140,23 +142,40 @@ class Stops:
         try:
             self._containment.signal(job.container, number)
         except PermissionError as error:
-            raise PreconditionFailed(f"the supervisor may not signal pid {job.pid}: {error.strerror}") from error
+            raise _not_allowed(job, error) from error
 
     def pause(self, job: LiveJob) -> None:
+        """Raises PreconditionFailed as `signal`, and OSError; then it is not paused, nor recorded as if it was."""
         assert job.container is not None
+        try:
+            self._containment.freeze(job.container)
+        except OSError as error:
+            self._timers.attempt(partial(self._thaw, job))  # part of it may stand still
+            if isinstance(error, PermissionError):
+                raise _not_allowed(job, error) from error
+            raise
         job.paused = True
         self._transitions.move(job, Event.PAUSE, changes={"paused": 1}, reason="paused")
-        self._containment.freeze(job.container)
 
     def resume(self, job: LiveJob) -> None:
+        """Raises as `pause`; then it is paused still, for the most part."""
+        assert job.container is not None
+        try:
+            self._containment.thaw(job.container)
+        except PermissionError as error:
+            raise _not_allowed(job, error) from error
+        job.paused = False
         self._transitions.move(job, Event.RESUME, changes={"paused": 0}, reason="resumed")
-        self._thaw(job)
+        self._look_again(job)  # while it stood still nobody was told of its end
 
     def _thaw(self, job: LiveJob) -> None:
-        assert job.container is not None
-        job.paused = False
-        self._containment.thaw(job.container)
-        self._look_again(job)  # while it stood still nobody was told of its end
+        if job.container is None or job.paused:  # it is finished, or paused anew
+            return
+        try:
+            self._containment.thaw(job.container)
+        except PermissionError as error:
+            note("job.not_signalled", job_id=job.job_id, signal=int(signal.SIGCONT), reason=str(error))
+        self._look_again(job)
 
     def _stop_signal(self, job: LiveJob, number: int) -> None:
         if job.state is not JobState.STOPPING:
@@ -165,6 +184,10 @@ class Stops:
             self.signal(job, number)
         except PreconditionFailed as error:
             note("job.not_signalled", job_id=job.job_id, signal=number, reason=error.message)
+
+
+def _not_allowed(job: LiveJob, error: PermissionError) -> PreconditionFailed:
+    return PreconditionFailed(f"the supervisor may not signal pid {job.pid}: {error.strerror}")
 
 
 def _or(grace_s: float | None, default_s: float) -> float:

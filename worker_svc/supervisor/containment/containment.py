@@ -207,24 +207,28 @@ class Containment:
             send(one, number)
 
     def freeze(self, container: Container) -> bool:
-        """Pauses the whole job. False: not all of it stands still yet; `take_events` tells when to look again."""
-        if self._groups and container.name and self._groups.freeze(container.name, True):
-            self.watch(container)
-            return self.is_frozen(container)
-        self._signal_tree(container, signal.SIGSTOP)
+        """Pauses the whole job. False: not all of it stands still yet; `take_events` tells when to look again. Raises
+        OSError; then part of it may stand still, until `thaw`."""
+        if self._groups and container.name:
+            self.watch(container)  # first: it may fail for want of an fd
+            if self._groups.freeze(container.name, True):
+                return self.is_frozen(container)
+        self.signal(container, signal.SIGSTOP)
+        self._signal_others(container, signal.SIGSTOP)
         return True
 
     def thaw(self, container: Container) -> None:
+        """Raises OSError; then the leader's group, at least, stands still."""
         if not (self._groups and container.name and self._groups.freeze(container.name, False)):
-            self._signal_tree(container, signal.SIGCONT)
+            self._signal_others(container, signal.SIGCONT)
+            self.signal(container, signal.SIGCONT)
         if container.pidfd >= 0:
             self._unwatch(container)
 
     def is_frozen(self, container: Container) -> bool:
         return bool(self._groups and container.name and self._groups.events(container.name)[1])
 
-    def _signal_tree(self, container: Container, number: int) -> None:
-        self.signal(container, number)
+    def _signal_others(self, container: Container, number: int) -> None:
         if container.pidfd >= 0 and not container.name:
             self._sweep.signal_others(container, number)
 
@@ -292,13 +296,14 @@ class Containment:
         time: a job of an earlier supervisor, without a cgroup."""
         if container.watched:
             return bool(container.name) or container.is_child
-        container.watched = True
         if not (self._groups and container.name):
+            container.watched = True
             return container.is_child
         try:
             container.events_fd = self._groups.open_events(container.name)
         except FileNotFoundError:
             return False
+        container.watched = True
         os.pread(container.events_fd, 4096, 0)  # what changes after this is an event
         self._watched[container.events_fd] = container
         self._changes.register(container.events_fd, select.EPOLLPRI)
