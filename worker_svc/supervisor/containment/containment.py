@@ -197,7 +197,7 @@ class Containment:
         with suppress(OSError):  # no fd is free; the signal matters more
             leader = process(container.pid)
             if leader is not None and leader.start_ticks == container.start_ticks:
-                container.remember(process_tree(leader))
+                self._orphans.remember(container, process_tree(leader))
 
     def _send(self, container: Container, one: Process, number: int) -> None:
         if self._groups and container.name and self._groups.holds(container.name, one.pid):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Final
 
 from worker_svc.supervisor.containment.container import Container
@@ -31,17 +32,30 @@ from worker_svc.supervisor.containment.processes import (
 from worker_svc.supervisor.containment.signals import group_exists
 
 _LOOKS_MAX: Final = 100
+# Candidates to choose from.
+_FEW: Final = 4
+# A job may leave us any number of orphans: the loop has other jobs to look after.
+_JUDGED_MAX: Final = 64
+_NAMED_MAX: Final = 8
 _MARK: Final = MARK_VARIABLE.encode()
 
 
 class _Orphan:
-    __slots__ = ("candidates", "owner", "start_ticks")
+    __slots__ = ("candidates", "met_after", "owner", "start_ticks")
 
-    def __init__(self, start_ticks: int) -> None:
+    def __init__(self, start_ticks: int, met_after: int) -> None:
         self.start_ticks = start_ticks
+        self.met_after = met_after
+        """The number of the last container that was made before it was met."""
         self.owner: Container | None = None
-        self.candidates: set[int] = set()
-        """While it has no owner: the numbers of all containers that may have started it, also of removed ones."""
+        self.candidates: tuple[int, ...] = ()
+        """Of an unclear one: the containers that may have started it, if these are all and few. Empty: they are many,
+        or it may be of a job that is gone by now."""
+
+    def may_be_of(self, container: Container) -> bool:
+        """As far as time tells. (When a starting job was started is known once it is there.)"""
+        is_older = container.number <= self.met_after and container.start_ticks <= self.start_ticks
+        return container.is_child and is_older
 
 
 class Orphans:
@@ -56,6 +70,8 @@ class Orphans:
         """By pid: a number stays theirs until we reap them."""
         self._unclear: dict[int, _Orphan] = {}
         """Those of them that have no owner."""
+        self._has_news = False
+        """Whether something was learnt since they were last judged."""
         self._reaped: list[_Orphan] = []
         """Of the unclear ones, since the last look: the children they left are not met yet."""
         self._lost_one: set[Container] = set()
@@ -66,7 +82,14 @@ class Orphans:
         """Containers whose leader is not known yet, by number, so in order."""
         self.last_number = 0
 
+    def remember(self, container: Container, found: list[Process]) -> None:
+        """They were seen to be the job's."""
+        if found:
+            container.remember(found)
+            self._has_news = True
+
     def add_leader(self, container: Container) -> None:
+        self._has_news = True
         self.starting.pop(container.number, None)
         self._leaders[container.pid] = container
         self._forget(container.pid)
@@ -120,10 +143,12 @@ class Orphans:
         return None if container.name and self._group_of(pid) == container.name else one
 
     def maybe_of(self, container: Container) -> list[Process]:
-        """Living ones of which nothing tells whose they are, and which the job may have started."""
-        found = []
+        """Some living ones of which nothing tells whose they are, and which the job may have started."""
+        found: list[Process] = []
         for pid, orphan in self._unclear.items():
-            one = process(pid) if container.number in orphan.candidates else None
+            if len(found) == _NAMED_MAX:
+                break
+            one = process(pid) if orphan.may_be_of(container) else None
             if one is not None and one.is_alive:
                 found.append(one)
         return found
@@ -133,7 +158,7 @@ class Orphans:
         claimed = False
         for pid, orphan in list(self._unclear.items()):
             others = (one for one in self._containers.values() if one is not container)
-            if not any(one.number in orphan.candidates for one in others):
+            if not any(orphan.may_be_of(one) for one in others):
                 self._give(pid, orphan, container)
                 claimed = True
         return claimed
@@ -155,8 +180,10 @@ class Orphans:
             if pid not in self._met:
                 self._meet(pid)
         self._reaped.clear()
-        for pid, orphan in list(self._unclear.items()):
-            self._judge(pid, orphan)  # now, while who may tell is there
+        if self._has_news:
+            self._has_news = False
+            for pid, orphan in list(islice(self._unclear.items(), _JUDGED_MAX)):
+                self._judge(pid, orphan)  # now, while who may tell is there
         return found
 
     def _children(self) -> list[int]:
@@ -168,34 +195,38 @@ class Orphans:
         one = process(pid)
         if one is None or one.ppid != self._us or one.session == self._session:
             return  # reaped by a spawner thread; or on its way from fork to setsid
-        orphan = self._met[pid] = self._unclear[pid] = _Orphan(one.start_ticks)
+        orphan = _Orphan(one.start_ticks, self.last_number)
         below = process_tree(one)
         owner = next((told for each in (one, *below) if (told := self._told_by(each)) is not None), None)
+        earlier = any(other.start_ticks <= one.start_ticks for other in (*self._unclear.values(), *self._reaped))
+        self._met[pid] = self._unclear[pid] = orphan
         if owner is not None:
             self._give(pid, orphan, owner)
-            owner.remember(below)  # while it is below
-            return
-        orphan.candidates = {container.number for container in self._containers.values() if container.is_child}
-        for earlier in (*self._unclear.values(), *self._reaped):  # or one of these, of a job that is gone by now
-            if earlier.start_ticks <= one.start_ticks:
-                orphan.candidates |= earlier.candidates
+            self.remember(owner, below)  # while it is below
+        elif not earlier:  # else it may be of one of these, whose job may be gone by now
+            found = [container.number for container in self._containers.values() if orphan.may_be_of(container)]
+            orphan.candidates = tuple(found) if len(found) <= _FEW else ()
+            self._eliminate(pid, orphan)
 
     def _judge(self, pid: int, orphan: _Orphan) -> None:
         """Gives an unclear one to its owner, if it can be told by now."""
         one = process(pid)
         owner = self._told_by(one) if one is not None else None
-        for container in self._containers.values():
-            # When a starting one was started is known once it is there.
-            if container.start_ticks > orphan.start_ticks:
-                orphan.candidates.discard(container.number)
-        if owner is None and len(orphan.candidates) == 1:
-            owner = next((last for last in self._containers.values() if last.number in orphan.candidates), None)
         if owner is not None:
             self._give(pid, orphan, owner)
+        elif orphan.candidates:
+            self._eliminate(pid, orphan)
+
+    def _eliminate(self, pid: int, orphan: _Orphan) -> None:
+        living = {one.number: one for one in self._containers.values() if one.number in orphan.candidates}
+        left = [number for number in orphan.candidates if number not in living or orphan.may_be_of(living[number])]
+        if len(left) == 1 and left[0] in living:
+            self._give(pid, orphan, living[left[0]])
 
     def _give(self, pid: int, orphan: _Orphan, owner: Container) -> None:
         orphan.owner = owner
         self._unclear.pop(pid, None)
+        self._has_news = True
 
     def _told_by(self, one: Process) -> Container | None:
         found = self._known(one)
