@@ -306,3 +306,22 @@ def test_a_stop_that_breaks_off_a_start_is_a_stop(supervisor: SupervisorProcess)
         for request in requests:
             supervisor.client.answer(request)
         assert supervisor.wait_finished(f"j{number}").outcome is Outcome.STOPPED
+
+
+def test_a_job_frozen_behind_the_record_goes_on(supervisor: SupervisorProcess, tmp_path: Path) -> None:
+    """Its supervisor died after it had frozen the cgroup, before that was on record."""
+    supervisor.run("j", ["sh", "-c", "until [ -e go ]; do sleep 0.02; done"], cwd=str(tmp_path))
+    pid = supervisor.wait_state("j", JobState.RUNNING).pid
+    group = Path(f"/proc/{pid}/cgroup").read_text().rpartition("0::")[2].strip()
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    mount_point = next((fields[1] for fields in mounts if fields[2] == "cgroup2"), "")
+    if not group.endswith("job-j") or not mount_point:
+        pytest.skip("the job has no cgroup of its own here")
+    supervisor.kill()
+    freezer = Path(mount_point + group, "cgroup.freeze")
+    freezer.write_text("1")
+    eventually_sync(lambda: "frozen 1" in freezer.with_name("cgroup.events").read_text())
+    supervisor.start()
+    eventually_sync(lambda: freezer.read_text().strip() == "0", PATIENCE_S, "it is frozen still")
+    (tmp_path / "go").touch()
+    assert supervisor.wait_finished("j").outcome is Outcome.SUCCEEDED

@@ -51,6 +51,7 @@ def _adopt(jobs: Jobs, job: LiveJob, row: LiveRow, store: JobStore) -> None:
     job.container = jobs.containment.adopt(job.job_id, row.pid, pidfd, row.start_ticks, accepted_ns=job.accepted_ns)
     job.take(store.spec_of(job.ordinal))
     jobs.watch(job)
+    jobs.stops.thaw_if_unrecorded(job)
     if job.state is JobState.STOPPING:
         jobs.stops.kill_after(job, job.stop_grace_s)
 

@@ -168,6 +168,11 @@ class Stops:
         self._transitions.move(job, Event.RESUME, changes={"paused": 0}, reason="resumed")
         self._look_again(job)  # while it stood still nobody was told of its end
 
+    def thaw_if_unrecorded(self, job: LiveJob) -> None:
+        """Of an adopted job: who froze it may have died before that was on record."""
+        if job.container is not None and not job.paused and self._containment.is_frozen(job.container):
+            self._timers.attempt(partial(self._thaw, job))
+
     def _thaw(self, job: LiveJob) -> None:
         if job.container is None or job.paused:  # it is finished, or paused anew
             return
