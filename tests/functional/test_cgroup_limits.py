@@ -16,7 +16,7 @@ from typing import Any, Final
 import pytest
 
 from tests.functional.test_containment import UNAVAILABLE, kill, run_until_up
-from tests.support.contained import Running, contain, end, run
+from tests.support.contained import Running, contain, end, run, stop_being_subreaper
 from tests.support.programs import python
 from worker_svc.job import Exit
 from worker_svc.job.cgroup_limits import CgroupLimits
@@ -42,6 +42,7 @@ def containment() -> Iterator[Containment]:
             containment.remove(container)
         containment.tidy()
         containment.close()
+        stop_being_subreaper()
 
 
 def need(containment: Containment, *fields: str) -> None:

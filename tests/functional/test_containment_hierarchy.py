@@ -17,7 +17,7 @@ from typing import Any, Final
 import pytest
 
 from tests.functional.test_containment import UNAVAILABLE
-from tests.support.contained import contain
+from tests.support.contained import contain, stop_being_subreaper
 from tests.support.waiting import eventually_sync
 from worker_svc.job.cgroup_limits import CgroupLimits
 from worker_svc.supervisor.containment import hierarchy
@@ -192,6 +192,9 @@ def test_a_base_that_an_operator_removed_is_made_again() -> None:
     if UNAVAILABLE["cgroup"]:
         pytest.skip(UNAVAILABLE["cgroup"])
     containment = contain("cgroup")
-    Path(containment.base_path).rmdir()
-    assert containment.remove(containment.create("job"))
-    containment.close()
+    try:
+        Path(containment.base_path).rmdir()
+        assert containment.remove(containment.create("job"))
+    finally:
+        containment.close()
+        stop_being_subreaper()
