@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -134,7 +135,8 @@ class Gate:
         return ["sh", "-c", f': <"$1"; exit {status}', "sh", str(self._path)]
 
     def open(self) -> None:
-        os.close(os.open(self._path, os.O_WRONLY))
+        # For good: a job that runs by now may not have come to its open(2) yet.
+        weakref.finalize(self, os.close, os.open(self._path, os.O_WRONLY))
 
 
 async def _start_many(client: WorkerClient, gate: Gate, count: int) -> None:
