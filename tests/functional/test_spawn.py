@@ -230,7 +230,8 @@ def test_a_thousand_starts_leak_nothing(pad: Launchpad) -> None:
     start(50)
     fds, threads, rss = open_fds(os.getpid()), threading.active_count(), rss_bytes(os.getpid())
     start(1000)
-    assert (open_fds(os.getpid()), threading.active_count()) == (fds, threads)
+    assert {*open_fds(os.getpid())} <= {*fds}  # an earlier test's may be closed meanwhile
+    assert threading.active_count() <= threads
     assert rss_bytes(os.getpid()) - rss < 1024 * 1024
 
 

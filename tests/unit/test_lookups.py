@@ -13,7 +13,7 @@ from tests.support.waiting import eventually
 from worker_svc.job import Unavailable
 from worker_svc.policy import Lookups
 
-PATIENCE_S = 0.2
+PATIENCE_S = 0.5
 
 
 @pytest.fixture
