@@ -194,7 +194,7 @@ def test_what_no_maximum_can_hold(limit: str) -> None:
 
 FLOOR_JOBS = JobsConfig(user="nobody", pass_env=(), env=Variables({"PATH": PATH}))
 FLOOR_SANDBOX = SandboxConfig(
-    read_only_paths=("/usr", "/etc"), read_write_paths=("/work",), private_tmp=True, no_network=True
+    read_only_paths=("/usr", "/etc"), read_write_paths=("/srv",), private_tmp=True, no_network=True
 )
 NOBODY = Identity("nobody")
 WALLS = FLOOR_SANDBOX.sandbox
@@ -226,10 +226,10 @@ BEYOND: list[tuple[Identity, Sandbox, str, str, dict[str, Any]]] = [
             ({"private_tmp": False}, "private_tmp: true"),
             ({"no_network": False}, "no_network: true"),
             ({"read_only_paths": ("/",)}, "read_only_paths"),
-            ({"read_only_paths": ("/usr", "/etc", "/work/link-to-root")}, "read_only_paths"),
+            ({"read_only_paths": ("/usr", "/etc", "/srv/link-to-root")}, "read_only_paths"),
             ({"read_only_paths": ("/usr/..",)}, "read_only_paths"),
             ({"read_write_paths": ("/usr",)}, "read_write_paths"),
-            ({"read_write_paths": ("/work", "/work/link-to-root")}, "read_write_paths"),
+            ({"read_write_paths": ("/srv", "/srv/link-to-root")}, "read_write_paths"),
             ({"read_only_paths": (), "read_write_paths": ()}, "read_only_paths"),
         )
     ),
@@ -262,8 +262,8 @@ def test_a_floor_holds_unless_a_table_opens_it(
     [
         (NOBODY, WALLS),
         (NOBODY, WALLS._replace(read_only_paths=("/usr",), read_write_paths=())),
-        (NOBODY, WALLS._replace(read_only_paths=("/usr", "/work"), read_write_paths=())),
-        (NOBODY, WALLS._replace(read_only_paths=(), read_write_paths=("/work",))),
+        (NOBODY, WALLS._replace(read_only_paths=("/usr", "/srv"), read_write_paths=())),
+        (NOBODY, WALLS._replace(read_only_paths=(), read_write_paths=("/srv",))),
     ],
 )
 def test_as_much_as_the_floor_or_less_is_free(identity: Identity, sandbox: Sandbox) -> None:
