@@ -15,12 +15,12 @@ from typing import Any, Final
 
 import pytest
 
-from tests.functional.test_containment import UNAVAILABLE, kill, run_until_up
-from tests.support.contained import Running, contain, end, run, stop_being_subreaper
+from tests.functional.test_containment import kill, run_until_up
+from tests.support.contained import Running, contain, end, run, skip_unless, stop_being_subreaper
 from tests.support.programs import python
 from worker_svc.job import Exit
 from worker_svc.job.cgroup_limits import CgroupLimits
-from worker_svc.supervisor.containment import Containment, Usage
+from worker_svc.supervisor.containment import CGROUP, Containment, Usage
 
 MIB: Final = 2**20
 # Software emulation is slow to start an interpreter.
@@ -31,8 +31,7 @@ EAT_MEMORY: Final = "kept = []\nwhile True: kept.append(b'x' * 4 * 2**20)"
 
 @pytest.fixture
 def containment() -> Iterator[Containment]:
-    if UNAVAILABLE["cgroup"]:
-        pytest.skip(UNAVAILABLE["cgroup"])
+    skip_unless(CGROUP)
     containment = contain("cgroup")
     try:
         yield containment

@@ -26,8 +26,8 @@ from tests.support.contained import (
     contain,
     end,
     run,
+    skip_unless,
     stop_being_subreaper,
-    why_unavailable,
 )
 from tests.support.programs import LEAVES_CHILD, SLEEP, is_alive, open_fds, python
 from tests.support.waiting import eventually_sync
@@ -36,7 +36,6 @@ from worker_svc.supervisor.containment import CGROUP, SUBREAPER, Container, Cont
 from worker_svc.supervisor.containment.processes import process
 
 REPEATS: Final = int(os.environ.get("WORKER_TEST_REPEATS", "5"))
-UNAVAILABLE: Final = {level: why_unavailable(level) for level in LEVELS}
 # A real supervisor's last straw, too: what a kill leaves is killed again after a while.
 KILL_AGAIN_S: Final = 0.005
 
@@ -44,8 +43,7 @@ KILL_AGAIN_S: Final = 0.005
 @pytest.fixture(params=LEVELS)
 def level(request: pytest.FixtureRequest) -> str:
     level: str = request.param
-    if UNAVAILABLE[level]:
-        pytest.skip(f"level {level}: {UNAVAILABLE[level]}")
+    skip_unless(level)
     return level
 
 

@@ -16,11 +16,10 @@ from typing import Any, Final
 
 import pytest
 
-from tests.functional.test_containment import UNAVAILABLE
-from tests.support.contained import contain, stop_being_subreaper
+from tests.support.contained import contain, skip_unless, stop_being_subreaper
 from tests.support.waiting import eventually_sync
 from worker_svc.job.cgroup_limits import CgroupLimits
-from worker_svc.supervisor.containment import hierarchy
+from worker_svc.supervisor.containment import CGROUP, hierarchy
 
 ROOT: Final = str(Path(__file__).parents[2])
 NOBODY: Final = 65534
@@ -50,8 +49,7 @@ found.close()
 @pytest.fixture
 def group() -> Iterator[Path]:
     """A group of our own making, below the place where we may make some."""
-    if UNAVAILABLE["cgroup"]:
-        pytest.skip(UNAVAILABLE["cgroup"])
+    skip_unless(CGROUP)
     if os.geteuid():
         pytest.skip("only root can make groups for others")
     mount = hierarchy._mounts()[0]
@@ -189,8 +187,7 @@ def test_abandoned_bases_are_removed_and_others_kept(group: Path) -> None:
 
 
 def test_a_base_that_an_operator_removed_is_made_again() -> None:
-    if UNAVAILABLE["cgroup"]:
-        pytest.skip(UNAVAILABLE["cgroup"])
+    skip_unless(CGROUP)
     containment = contain("cgroup")
     try:
         Path(containment.base_path).rmdir()

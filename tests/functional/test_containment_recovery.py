@@ -14,11 +14,11 @@ from typing import Final
 
 import pytest
 
-from tests.functional.test_containment import UNAVAILABLE, kill
-from tests.support.contained import LEVELS, bystanders, contain, end, run, stop_being_subreaper
+from tests.functional.test_containment import kill
+from tests.support.contained import LEVELS, bystanders, contain, end, run, skip_unless, stop_being_subreaper
 from tests.support.programs import is_alive
 from tests.support.waiting import eventually_sync
-from worker_svc.supervisor.containment import SUBREAPER, Containment
+from worker_svc.supervisor.containment import CGROUP, SUBREAPER, Containment
 from worker_svc.supervisor.containment.processes import Process, environ_value, process, snapshot
 from worker_svc.supervisor.containment.signals import signal_job
 from worker_svc.supervisor.containment.sweep import send
@@ -49,8 +49,7 @@ def members(state_id: str) -> list[int]:
 @pytest.fixture(params=LEVELS)
 def level(request: pytest.FixtureRequest) -> str:
     level: str = request.param
-    if UNAVAILABLE[level]:
-        pytest.skip(f"level {level}: {UNAVAILABLE[level]}")
+    skip_unless(level)
     return level
 
 
@@ -105,8 +104,7 @@ def test_a_running_job_is_adopted_and_its_whole_tree_killed(level: str) -> None:
 
 
 def test_a_job_of_another_level_is_adopted_all_the_same() -> None:
-    if UNAVAILABLE["cgroup"]:
-        pytest.skip(UNAVAILABLE["cgroup"])
+    skip_unless(CGROUP)
     with left_by_an_earlier_one(SUBREAPER) as (pid, start_ticks, _), contained("cgroup") as containment:
         pidfd = os.pidfd_open(pid)
         container = containment.adopt("job", pid, pidfd, start_ticks)

@@ -13,8 +13,7 @@ from typing import Final
 
 import pytest
 
-from tests.functional.test_containment import UNAVAILABLE
-from tests.support.contained import LEAVE_CGROUP, apart
+from tests.support.contained import LEAVE_CGROUP, apart, skip_unless
 from tests.support.programs import SLEEP, is_alive
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, Refused, SupervisorProcess
@@ -30,8 +29,7 @@ TICK_S: Final = 0.02
 @pytest.fixture(params=(CGROUP, SUBREAPER))
 def level(request: pytest.FixtureRequest) -> str:
     level: str = request.param
-    if UNAVAILABLE[level]:
-        pytest.skip(f"level {level}: {UNAVAILABLE[level]}")
+    skip_unless(level)
     return level
 
 

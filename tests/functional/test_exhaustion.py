@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.functional.test_containment import UNAVAILABLE
 from tests.support import programs
+from tests.support.contained import skip_unless
 from tests.support.programs import open_fds, status_field
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, ROOT, Refused, SupervisorProcess, start_fields
@@ -75,8 +75,7 @@ def test_no_file_is_left_when_jobs_end(supervisor: SupervisorProcess, tmp_path: 
 @pytest.mark.parametrize("level", [CGROUP, SUBREAPER])
 def test_no_file_is_left_to_pause_or_resume_with(tmp_path: Path, level: str) -> None:
     """What is recorded is how it is: the job that could not be paused goes on, and nobody was told that it stands."""
-    if UNAVAILABLE[level]:
-        pytest.skip(f"level {level}: {UNAVAILABLE[level]}")
+    skip_unless(level)
     supervisor = SupervisorProcess(tmp_path / "state")
     supervisor.options = ("--containment", level)
     with supervisor:
@@ -107,8 +106,7 @@ def test_no_file_is_left_to_pause_or_resume_with(tmp_path: Path, level: str) -> 
 
 @pytest.mark.parametrize("level", [CGROUP, SUBREAPER])
 def test_no_file_is_left_to_stop_a_paused_job_with(tmp_path: Path, level: str) -> None:
-    if UNAVAILABLE[level]:
-        pytest.skip(f"level {level}: {UNAVAILABLE[level]}")
+    skip_unless(level)
     supervisor = SupervisorProcess(tmp_path / "state")
     supervisor.options = ("--containment", level)
     with supervisor:

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.support import programs, stalled_fs
 from tests.support.waiting import eventually_sync
-from tests.support.workers import SupervisorProcess, start_fields
+from tests.support.workers import PATIENCE_S, SupervisorProcess, start_fields
 from worker_svc.job import DURATION_MAX_S, JobState, Outcome
 from worker_svc.supervisor.spawn import IMPLEMENTATION, NATIVE, PYTHON
 
 
 @pytest.fixture
 def hangs(tmp_path: Path) -> Iterator[list[str]]:
-    mount_point = tmp_path / "stalled"
-    mount_point.mkdir()
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(stalled_fs.mounted(str(mount_point)))
-        except stalled_fs.NotMounted as reason:
-            pytest.skip(str(reason))
+    with stalled_fs.mounted_or_skip(tmp_path) as mount_point:
         yield [str(mount_point / "program")]
 
 
@@ -83,3 +76,20 @@ def test_those_that_wait_behind_it_are_given_up_too(supervisor: SupervisorProces
     assert set(outcomes) == {Outcome.TIMED_OUT}
     assert eventually_sync(lambda: supervisor.client.ask("status")["running"] == 0)
     client.close()
+
+
+def test_what_no_signal_ends_is_named_and_holds_up_nobody(tmp_path: Path) -> None:
+    """It opens a file on a file system that is deaf to interruption, too: it waits in state D."""
+    with SupervisorProcess(tmp_path / "state", slots=2) as supervisor:
+        with stalled_fs.mounted_or_skip(tmp_path, "--deaf") as mount_point:
+            supervisor.run("dead", ["sh", "-c", f": < {mount_point}/program"])
+            pid = supervisor.wait_state("dead", JobState.RUNNING).pid
+            wchan = Path(f"/proc/{pid}/wchan")
+            eventually_sync(lambda: wchan.read_text() == "request_wait_answer", PATIENCE_S, "it does not hang")
+            supervisor.client.ask("stop", id="dead", grace_s=0)
+            stuck = eventually_sync(lambda: supervisor.record("dead").stuck, PATIENCE_S)
+            assert stuck == f"pid {pid} (D) waits in request_wait_answer"
+            assert supervisor.record("dead").state is JobState.STOPPING
+            assert supervisor.finish("other", programs.TRUE).outcome is Outcome.SUCCEEDED
+        # With the file system goes what it waited for.
+        assert supervisor.wait_finished("dead").outcome is Outcome.STOPPED

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,29 +103,14 @@ def test_threads_come_when_all_hang_and_go_again(monkeypatch: pytest.MonkeyPatch
 
 class Stalled(NamedTuple):
     program: str
-    server: subprocess.Popen[str]
-
-    def end(self) -> None:
-        self.server.communicate("")
+    end: Callable[[], None]
 
 
 @pytest.fixture
 def stalled(tmp_path: Path) -> Iterator[Stalled]:
-    if os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        pytest.skip("needs root and /dev/fuse for a file system that hangs")
-    mount_point = tmp_path / "stalled"
-    mount_point.mkdir()
-    server = subprocess.Popen(
-        [sys.executable, stalled_fs.__file__, mount_point], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert server.stdin
-    assert server.stdout
-    if server.stdout.readline() != "ready\n":
-        pytest.skip("FUSE cannot be mounted here")
-    there = Stalled(str(mount_point / "program"), server)
-    yield there
-    if server.returncode is None:
-        there.end()
+    with ExitStack() as stack:
+        mount_point = stack.enter_context(stalled_fs.mounted_or_skip(tmp_path))
+        yield Stalled(str(mount_point / "program"), stack.close)
 
 
 LIMITS: dict[str, Any] = {"limits": ProcessLimits(umask=0o22)}

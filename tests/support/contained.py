@@ -46,10 +46,21 @@ def why_unavailable(level: str) -> str:
     return ""
 
 
+def skip_unless(level: str) -> None:
+    """The test needs a level that this machine may lack."""
+    import pytest
+
+    if UNAVAILABLE[level]:
+        pytest.skip(f"level {level}: {UNAVAILABLE[level]}")
+
+
 def stop_being_subreaper() -> None:
     import ctypes
 
     ctypes.CDLL(None).prctl(36, ctypes.c_ulong(0), 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
+UNAVAILABLE: Final = {level: why_unavailable(level) for level in LEVELS}
 
 
 class Oracle:

@@ -1,7 +1,8 @@
 """A file system that hangs: every program on it is there, and opening one never ends, as on a dead NFS server.
 
 `python stalled_fs.py MOUNT_POINT` mounts it (root and /dev/fuse needed), says `ready`, and serves until its standard
-input ends. Who waits in it can be killed (the kernel asks us to interrupt the request, and we do).
+input ends. Who waits in it can be killed (the kernel asks us to interrupt the request, and we do); with --deaf not even
+that: it waits uninterruptibly (state D) until we end.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 LOOKUP, FORGET, GETATTR, OPEN, INIT, INTERRUPT, BATCH_FORGET = 1, 2, 3, 14, 26, 36, 42
 ENOSYS, EINTR = 38, 4
@@ -26,12 +28,12 @@ class NotMounted(Exception):
 
 
 @contextmanager
-def mounted(mount_point: str) -> Iterator[None]:
-    """Raises NotMounted."""
+def mounted(mount_point: str, *options: str) -> Iterator[None]:
+    """With the options of the program. Raises NotMounted."""
     if os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK):
         raise NotMounted("needs root and /dev/fuse for a file system that hangs")
     server = subprocess.Popen(
-        [sys.executable, __file__, mount_point], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, __file__, mount_point, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert server.stdout
     try:
@@ -42,12 +44,27 @@ def mounted(mount_point: str) -> Iterator[None]:
         server.communicate("")
 
 
+@contextmanager
+def mounted_or_skip(folder: Path, *options: str) -> Iterator[Path]:
+    """Where it is mounted, in a new directory there."""
+    import pytest  # not where this runs as a program
+
+    mount_point = folder / "stalled"
+    mount_point.mkdir()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(mounted(str(mount_point), *options))
+        except NotMounted as reason:
+            pytest.skip(str(reason))
+        yield mount_point
+
+
 def attributes(node: int) -> bytes:
     mode = 0o40755 if node == 1 else 0o100755
     return struct.pack("<6Q10I", node, 4096, 8, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
 
 
-def serve(fd: int) -> None:
+def serve(fd: int, is_deaf: bool) -> None:
     hanging: set[int] = set()
     while True:
         try:
@@ -69,7 +86,7 @@ def serve(fd: int) -> None:
             continue
         elif opcode == INTERRUPT:
             (unique,) = struct.unpack_from("<Q", request, 40)
-            if unique not in hanging:
+            if is_deaf or unique not in hanging:
                 continue
             hanging.discard(unique)
             error = -EINTR
@@ -78,13 +95,13 @@ def serve(fd: int) -> None:
         os.write(fd, struct.pack("<IiQ", 16 + len(body), error, unique) + body)
 
 
-def main(mount_point: str) -> None:
+def main(mount_point: str, *flags: str) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     fd = os.open("/dev/fuse", os.O_RDWR)
     options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
     if libc.mount(b"stalled", os.fsencode(mount_point), b"fuse.stalled", ctypes.c_ulong(0), options) < 0:
         sys.exit(f"mount: {os.strerror(ctypes.get_errno())}")
-    threading.Thread(target=serve, args=(fd,), daemon=True).start()
+    threading.Thread(target=serve, args=(fd, "--deaf" in flags), daemon=True).start()
     print("ready", flush=True)
     select.select([sys.stdin], [], [])
     libc.umount2(os.fsencode(mount_point), MNT_DETACH)
@@ -92,4 +109,4 @@ def main(mount_point: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

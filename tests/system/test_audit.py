@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
-import pytest
 
 from tests.support.peers import Peer, Peers
-from tests.support.secured import last_audit, make_certs, tls_keys
+from tests.support.secured import last_audit, tls_keys
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, Worker
-
-
-@pytest.fixture(scope="module")
-def peers(tmp_path_factory: pytest.TempPathFactory) -> Peers:
-    folder = tmp_path_factory.mktemp("certs")
-    return Peers(make_certs(folder / "certs"), folder)
-
-
-@pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory, peers: Peers) -> Iterator[Worker]:
-    with Worker(tmp_path_factory.mktemp("worker"), **tls_keys(peers.certs)) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def clients(worker: Worker, peers: Peers) -> Iterator[dict[str, Peer]]:
-    with ExitStack() as stack:
-        names = ("admin", "operator", "red", "blue", "viewer")
-        yield {name: stack.enter_context(peers.connect(worker.address, name)) for name in names}
 
 
 def test_a_line_of_the_audit(worker: Worker, clients: dict[str, Peer]) -> None:

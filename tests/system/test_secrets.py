@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
-import pytest
-
-from tests.support.peers import Peer, Peers
-from tests.support.secured import last_audit, make_certs, tls_keys
+from tests.support.peers import Peer
+from tests.support.secured import last_audit
 from tests.support.workers import Worker
 from worker_svc.masking import MASK
 
 SECRET = "hunter2-topsecret"
-
-
-@pytest.fixture(scope="module")
-def peers(tmp_path_factory: pytest.TempPathFactory) -> Peers:
-    folder = tmp_path_factory.mktemp("certs")
-    return Peers(make_certs(folder / "certs"), folder)
-
-
-@pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory, peers: Peers) -> Iterator[Worker]:
-    with Worker(tmp_path_factory.mktemp("worker"), **tls_keys(peers.certs)) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def clients(worker: Worker, peers: Peers) -> Iterator[dict[str, Peer]]:
-    with ExitStack() as stack:
-        names = ("admin", "operator", "red", "blue", "viewer")
-        yield {name: stack.enter_context(peers.connect(worker.address, name)) for name in names}
 
 
 def test_secrets_show_to_nobody_and_the_environment_to_owner_and_admin(

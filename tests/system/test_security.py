@@ -14,31 +14,12 @@ import pytest
 
 from tests.support import programs, stalled_fs
 from tests.support.peers import Answer, Peer, Peers
-from tests.support.secured import last_audit, make_certs, tls_keys
+from tests.support.secured import last_audit, tls_keys
 from tests.support.workers import PATIENCE_S, Worker
 from worker_svc.access import RPCS, Role, Scope, Verdict
 
 ROLE_OF = {"admin": Role.ADMIN, "operator": Role.OPERATOR, "red": Role.SUBMITTER, "viewer": Role.VIEWER}
 NO_JOB = "no-such-job"
-
-
-@pytest.fixture(scope="module")
-def peers(tmp_path_factory: pytest.TempPathFactory) -> Peers:
-    folder = tmp_path_factory.mktemp("certs")
-    return Peers(make_certs(folder / "certs"), folder)
-
-
-@pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory, peers: Peers) -> Iterator[Worker]:
-    with Worker(tmp_path_factory.mktemp("worker"), **tls_keys(peers.certs)) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def clients(worker: Worker, peers: Peers) -> Iterator[dict[str, Peer]]:
-    with ExitStack() as stack:
-        names = ("admin", "operator", "red", "blue", "viewer", "stranger", "uid0", "nameless")
-        yield {name: stack.enter_context(peers.connect(worker.address, name)) for name in names}
 
 
 # Who gets in
@@ -441,13 +422,7 @@ def test_a_stop_gives_no_longer_grace_than_the_policy(tmp_path: Path, peers: Pee
 @pytest.fixture
 def stalled(tmp_path: Path) -> Iterator[Path]:
     """Where a file system is mounted that hangs when a file on it is opened for reading."""
-    mount_point = tmp_path / "stalled"
-    mount_point.mkdir()
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(stalled_fs.mounted(str(mount_point)))
-        except stalled_fs.NotMounted as reason:
-            pytest.skip(str(reason))
+    with stalled_fs.mounted_or_skip(tmp_path) as mount_point:
         yield mount_point
 
 

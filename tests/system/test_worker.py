@@ -268,14 +268,9 @@ async def test_without_its_scheduler_it_serves_all_the_same(tmp_path: Path) -> N
 
 
 async def test_a_start_that_hangs_is_answered(worker: Worker, tmp_path: Path) -> None:
-    (tmp_path / "mnt").mkdir()
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(stalled_fs.mounted(str(tmp_path / "mnt")))
-        except stalled_fs.NotMounted as reason:
-            pytest.skip(str(reason))
+    with stalled_fs.mounted_or_skip(tmp_path) as mount_point:
         async with worker.client() as client:
-            started = await client.start(str(tmp_path / "mnt/program"), job_id="hangs")
+            started = await client.start(str(mount_point / "program"), job_id="hangs")
             assert started.state is JobState.STARTING
             await client.stop("hangs")
             assert (await client.wait("hangs")).outcome is Outcome.STOPPED

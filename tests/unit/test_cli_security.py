@@ -192,7 +192,7 @@ def test_explain_knows_all_that_a_job_can_be(tmp_path: Path, capsys: pytest.Capt
         ("--timeout", "61"): "policy.submitter.max.timeout_s: 60",
         ("--timeout", "0"): "policy.submitter.max.timeout_s: 60",
         ("--output-policy", "none"): "policy.submitter.max.output_max_bytes: 1000",
-        ("--memory-max", "2M"): "policy.submitter.max.memory_max_bytes: 1.04858e+06",
+        ("--memory-max", "2M"): "policy.submitter.max.memory_max_bytes: 1048576 (1M)",
         ("--rlimit", "nofile=10"): "policy.submitter.max.rlimits.nofile: 9",
         ("--stdin", "in"): "policy.submitter.max.stdin_bytes: 3",
         ("--user", "no-such-user"): 'jobs.user: ""',

@@ -124,7 +124,7 @@ def nofile(hard: int) -> ProcessLimits:
         (JobSpec("true", stop_grace_s=2), {"max": {"stop_grace_s": 1}}, "max.stop_grace_s: 1"),
         (JobSpec("true", labels={"a": "b"}), {"max": {"labels": 0}}, "max.labels: 0"),
         (JobSpec("true", env={"a": "b"}), {"max": {"env": 0}}, "max.env: 0"),
-        (JobSpec("true"), {"max": {"memory_max_bytes": 2**20}}, "max.memory_max_bytes: 1.04858e+06"),
+        (JobSpec("true"), {"max": {"memory_max_bytes": 2**20}}, "max.memory_max_bytes: 1048576 (1M)"),
         (JobSpec("true", cgroup_limits=CgroupLimits(2**20)), {"max": {"memory_max_bytes": 2**20}}, ""),
         (JobSpec("true"), {"max": {"cpu_weight": 100}}, ""),
         (JobSpec("true", cgroup_limits=CgroupLimits(cpu_weight=9)), {"max": {"cpu_weight": 8}}, "max.cpu_weight: 8"),

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from worker_svc.config.policy_rules import MINIMA, PolicyRules
 from worker_svc.job import JobSpec, OutputPolicy
+from worker_svc.job.cgroup_limits import amount_text
 from worker_svc.policy.lookup import Found
 
 DEFAULT_RULE: Final = "default: everything is allowed"
@@ -102,15 +103,16 @@ def _judge_words(name: str, rules: PolicyRules, words: Words) -> None:
 def _judge_maxima(name: str, rules: PolicyRules, spec: JobSpec) -> None:
     for limit, most in rules.max.items():
         value = limit_of(spec, limit)
-        rule = f"{name}.max.{limit}: {most:g}"
+        shown = amount_text(limit, most)
+        rule = f"{name}.max.{limit}: {shown}"
         if limit in MINIMA:
             if value is not None and value < most:
-                raise Denied(rule, f"{limit.removesuffix('_min')}: must not be below {most:g}, not {value:g}")
+                raise Denied(rule, f"{limit.removesuffix('_min')}: must not be below {shown}, not {value:g}")
         elif value is None or value > most:
             if limit == "output_max_bytes" and spec.output_policy is OutputPolicy.NONE:
-                raise Denied(rule, f"output_policy: NONE keeps all, and of output at most {most:g} bytes may be kept")
-            shown = "without a limit" if value is None else f"{value:g}"
-            raise Denied(rule, f"{limit}: must be at most {most:g}, not {shown}")
+                raise Denied(rule, f"output_policy: NONE keeps all, and of output at most {shown} bytes may be kept")
+            asked = "without a limit" if value is None else amount_text(limit, value)
+            raise Denied(rule, f"{limit}: must be at most {shown}, not {asked}")
 
 
 def limit_of(spec: JobSpec, limit: str) -> float | None:

@@ -60,9 +60,9 @@ class FrameGate:
     def is_within_frame(self) -> bool:
         return self._left > 0
 
-    def portion(self, data: bytes, at: int, on_frame: OnFrame) -> int:
-        """Where the portion that begins at `at` ends. Part of a head stays out. Raises Abuse, or `on_frame` does."""
-        end = len(data)
+    def portion(self, data: bytes, on_frame: OnFrame) -> int:
+        """Where the first portion of it ends. Part of a head stays out of it. Raises Abuse, or `on_frame` does."""
+        at, end = 0, len(data)
         cost = 0
         if self._left:
             step = min(self._left, end - at)

@@ -181,7 +181,7 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
             return
         self._now_s = time.monotonic()
         try:
-            end = self._gate.portion(self._pending, 0, self._on_frame)
+            end = self._gate.portion(self._pending, self._on_frame)
         except Abuse as abuse:
             self._end_abuse(abuse)
             return
