@@ -291,10 +291,14 @@ def test_freeze_stops_the_whole_tree_and_thaw_lets_it_go_on(containment: Contain
     running = run_until_up(containment, ["sh", "-c", f"setsid sh -c 'echo up; {count}' & {count}"])
     if not containment.freeze(running.container):
         eventually_sync(lambda: containment.take_events() and containment.is_frozen(running.container))
-    time.sleep(0.05)  # SIGSTOP is under way
+
+    def stands() -> bool:  # soon: SIGSTOP may be under way
+        before = counts.stat().st_size
+        time.sleep(0.1)
+        return counts.stat().st_size == before
+
+    eventually_sync(stands)
     frozen_at = counts.stat().st_size
-    time.sleep(0.1)
-    assert counts.stat().st_size == frozen_at
     containment.thaw(running.container)
     eventually_sync(lambda: counts.stat().st_size > frozen_at + 2)
     containment.freeze(running.container)

@@ -73,7 +73,7 @@ def test_a_stop_ends_who_got_away_and_holds_up_nobody(
     supervisor.client.ask("stop", id="j", signal=None, grace_s=None)
     record = supervisor.wait_finished("j")
     assert (record.outcome, record.stuck) == (Outcome.STOPPED, "")
-    eventually_sync(lambda: not is_alive(pid), 1)
+    eventually_sync(lambda: not is_alive(pid))
     assert supervisor.record("victim").state is JobState.RUNNING
     go.touch()
     assert supervisor.wait_finished("victim").outcome is Outcome.SUCCEEDED
@@ -86,7 +86,7 @@ def test_who_got_away_ends_with_its_leader(supervisor: SupervisorProcess, tmp_pa
     until_there = f"until [ -e {tmp_path}/pid ]; do sleep 0.02; done; exit 3"
     record = supervisor.finish("j", apart(escapee(tmp_path, leaves), "", until_there))
     assert (record.exit_code, record.stuck) == (3, "")
-    eventually_sync(lambda: not is_alive(pid_of(tmp_path)), 1)
+    eventually_sync(lambda: not is_alive(pid_of(tmp_path)))
     assert is_alive(supervisor.record("older").pid)
 
 
@@ -108,7 +108,7 @@ def test_who_may_be_two_jobs_is_named_and_ended_with_the_last(
         assert is_alive(pid)
         supervisor.client.ask("stop", id="older", signal=None, grace_s=None)
         assert supervisor.wait_finished("older").stuck == ""
-    eventually_sync(lambda: not is_alive(pid), 1)
+    eventually_sync(lambda: not is_alive(pid))
 
 
 def test_a_job_waits_for_who_left_its_cgroup(supervisor: SupervisorProcess, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_who_left_an_adopted_job_is_ended_too(supervisor: SupervisorProcess, tmp
     assert is_alive(pid)
     supervisor.client.ask("stop", id="j", signal=None, grace_s=None)
     assert supervisor.wait_finished("j").stuck == ""
-    eventually_sync(lambda: not is_alive(pid), 1)
+    eventually_sync(lambda: not is_alive(pid))
 
 
 def test_what_nobody_has_a_record_of_is_ended_by_its_mark_alone(supervisor: SupervisorProcess, tmp_path: Path) -> None:
@@ -149,10 +149,14 @@ def test_a_paused_job_goes_on_by_a_resume_only(supervisor: SupervisorProcess) ->
     supervisor.client.ask("pause", id="j")
     with pytest.raises(Refused, match="precondition: the job is paused: ResumeJob"):
         supervisor.client.ask("signal", id="j", signal=int(signal.SIGCONT))
-    time.sleep(0.1)
+
+    def stands() -> bool:
+        before = supervisor.output("j")
+        time.sleep(0.1)
+        return supervisor.output("j") == before
+
+    eventually_sync(stands)
     written = supervisor.output("j")
-    time.sleep(0.1)
-    assert supervisor.output("j") == written
     assert supervisor.record("j").paused
     supervisor.client.ask("resume", id="j")
     supervisor.client.ask("signal", id="j", signal=int(signal.SIGCONT))

@@ -465,15 +465,11 @@ def test_many_go_in_small_steps(supervisor: SupervisorProcess, state: Path) -> N
     eventually_sync(lambda: len(finished(supervisor)) == count, 60)
     other = supervisor.connect()
     client.hello(keep_jobs=1)
-    slowest_s = 0.0
     rounds = 0
     while len(finished(supervisor)) > 1:
-        began_s = time.monotonic()
         other.ask("status")
-        slowest_s = max(slowest_s, time.monotonic() - began_s)
         rounds += 1
     assert rounds > 3
-    assert slowest_s < 0.5  # on a busy machine; a few ms on a quiet one
     other.close()
     eventually_sync(lambda: len(files(state)) == 1, PATIENCE_S)
 
@@ -699,9 +695,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
             with pytest.raises(ResourceExhausted):
                 await client.start("true", job_id="refused")
             # The supervisor has nothing to do but to try again, a few times a second.
-            ticks = programs.cpu_ticks(supervisor)
-            await asyncio.sleep(1.0)
-            assert programs.cpu_ticks(supervisor) - ticks < 30
+            await asyncio.to_thread(eventually_sync, lambda: programs.sleeps_for(supervisor, 0.05), message="it spins")
 
             hog_pid = worker.record(hog).pid
             os.kill(hog_pid, 9)

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from tests.support import programs
-from tests.support.programs import children_of, cpu_ticks, group_of, is_alive, open_fds, rss_bytes, status_field
+from tests.support.programs import children_of, group_of, is_alive, open_fds, rss_bytes, sleeps_for, status_field
 from tests.support.waiting import eventually_sync
 from tests.support.workers import (
     BASE_ENV,
@@ -970,14 +970,10 @@ def test_a_client_that_reads_no_answers(supervisor: SupervisorProcess) -> None:
             sent += len(batch)
     assert sent < 50_000_000
     assert rss_bytes(supervisor.pid) - before < 16 << 20
-    started = time.monotonic()
     for number in range(20):
         supervisor.finish(f"j{number}", programs.TRUE)
-    assert time.monotonic() - started < PATIENCE_S
     assert rss_bytes(supervisor.pid) - before < 16 << 20
-    before_ticks = cpu_ticks(supervisor.pid)
-    time.sleep(0.5)  # it does not spin over what it cannot send
-    assert cpu_ticks(supervisor.pid) - before_ticks <= 1
+    eventually_sync(lambda: sleeps_for(supervisor.pid, 0.2), message="it spins over what it cannot send")
     deaf.close()
     eventually_sync(lambda: supervisor.client.ask("status"))
 
@@ -1166,13 +1162,8 @@ def test_idle_it_costs_next_to_nothing(supervisor: SupervisorProcess) -> None:
     for number in range(20):
         supervisor.finish(f"j{number}", programs.TRUE)
     supervisor.client.ask("status")
-    before = cpu_ticks(supervisor.pid)
-    time.sleep(2.0)
-    used = cpu_ticks(supervisor.pid) - before
-    size = rss_bytes(supervisor.pid)
-    print(f"supervisor, idle: {used} ticks in 2 s, {size / 1e6:.1f} MB")
-    assert used <= 1
-    assert size < 20_000_000
+    eventually_sync(lambda: sleeps_for(supervisor.pid, 2.0), message="it does something all the time")
+    assert rss_bytes(supervisor.pid) < 20_000_000
 
 
 def test_clients_that_come_and_go(supervisor: SupervisorProcess) -> None:

@@ -564,9 +564,7 @@ def test_leaving_tells_everyone() -> None:
         for client in (idle, busy, follower):
             assert client.wait_goaway().error_code == 0
             client.wait_gone()
-        took_s, left = host.answer().split()
-        assert float(took_s) < 3.5
-        assert left == "0"
+        assert host.answer() == "0"
         with pytest.raises(ConnectionRefusedError):
             RawClient(host.address)
 
@@ -587,9 +585,7 @@ def test_leaving_with_clients_that_stay() -> None:
                 next(follow)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             assert "connect again" in str(caught.value.details())
-            took_s, left = host.answer().split()
-        assert float(took_s) < 6
-        assert left == "0"
+            assert host.answer() == "0"  # with none of them left, though they are all there
         for client in [*silent, half_open]:
             client.close()
 
@@ -602,7 +598,7 @@ async def test_the_last_answer_reaches_a_client_of_grpclib() -> None:
             await client.query("0.2")
             host.tell("leave 5")
             assert all(answer.done for answer in await asyncio.gather(*calls))
-        assert host.answer().endswith(" 0")
+        assert host.answer() == "0"
 
 
 def test_a_connection_leaves_nothing_for_the_collector_to_find() -> None:
@@ -631,4 +627,4 @@ def test_connections_that_wait_for_their_turn_are_closed_when_the_server_leaves(
             with one, contextlib.suppress(ConnectionResetError):  # by the kernel, where it was not even accepted
                 while one.recv(4096):
                     pass
-        assert host.answer().endswith(" 0")
+        assert host.answer() == "0"

@@ -135,7 +135,7 @@ class FakeScheduler(SchedulerBase):
         self._release.set()
         self._release = asyncio.Event()
 
-    async def wait_for(self, condition: Callable[[], object], timeout_s: float = 10.0, message: str = "") -> None:
+    async def wait_for(self, condition: Callable[[], object], timeout_s: float = 30.0, message: str = "") -> None:
         """Looks again whenever a call came in or a connection came or went. Raises AssertionError."""
         try:
             async with asyncio.timeout(timeout_s):

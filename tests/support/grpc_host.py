@@ -12,7 +12,6 @@ import logging
 import os
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
@@ -65,9 +64,8 @@ async def _serve(limits: TransportConfig, address: Address) -> None:
     while command := await loop.run_in_executor(None, sys.stdin.readline):
         name, _, argument = command.strip().partition(" ")
         if name == "leave":
-            started_s = time.monotonic()
             await server.leave(float(argument))
-            print(f"{time.monotonic() - started_s:.3f} {server.connections}", flush=True)
+            print(server.connections, flush=True)
             return
         if name == "connections":
             print(server.connections, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
@@ -106,10 +107,22 @@ def open_fds(pid: int) -> list[int]:
     return sorted(int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir())
 
 
-def cpu_ticks(pid: int) -> int:
-    """User and system time, in clock ticks."""
-    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    return int(fields[11]) + int(fields[12])
+def sleeps_for(pid: int, seconds: float) -> bool:
+    """Whether the process waits so long for something to happen, all its threads. However busy the machine is, one that
+    has nothing to do comes to do so; one that spins, or looks again and again, never does.
+    """
+
+    def look() -> list[tuple[str, str, list[str]]]:
+        found = []
+        for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
+            state = (task / "stat").read_bytes().rpartition(b")")[2].split()[0].decode()
+            lines = (task / "status").read_text().splitlines()
+            found.append((task.name, state, [line for line in lines if "ctxt_switches" in line]))
+        return found
+
+    before = look()
+    time.sleep(seconds)
+    return before == look() and all(state == "S" for _, state, _ in before)
 
 
 def rss_bytes(pid: int) -> int:

@@ -15,7 +15,7 @@ _POLL_FIRST_S = 0.001
 _POLL_LAST_S = 0.05
 
 
-async def eventually(condition: Callable[[], T | Awaitable[T]], timeout_s: float = 10.0, message: str = "") -> T:
+async def eventually(condition: Callable[[], T | Awaitable[T]], timeout_s: float = 30.0, message: str = "") -> T:
     """The first true value of `condition`, which may be a coroutine function.
 
     Raises AssertionError with `message` and the last value if there is none in `timeout_s`.
@@ -33,7 +33,7 @@ async def eventually(condition: Callable[[], T | Awaitable[T]], timeout_s: float
         poll_s = min(poll_s * 1.5, _POLL_LAST_S)
 
 
-def eventually_sync(condition: Callable[[], T], timeout_s: float = 10.0, message: str = "") -> T:
+def eventually_sync(condition: Callable[[], T], timeout_s: float = 30.0, message: str = "") -> T:
     """As eventually(), where no event loop runs. Raises AssertionError."""
     deadline_s = time.monotonic() + timeout_s
     poll_s = _POLL_FIRST_S

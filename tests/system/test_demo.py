@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -48,11 +47,9 @@ def assert_nothing_is_left(output: str, temporary: Path) -> None:
 
 
 def test_all_goes_as_it_should(temporary: Path) -> None:
-    began_s = time.monotonic()
     with start_demo(temporary) as demo:
         out, err = demo.communicate(timeout=LIMIT_S)
     assert (demo.returncode, err) == (0, ""), out
-    assert time.monotonic() - began_s < LIMIT_S / 2
     assert "✗" not in out
     assert "\x1b" not in out
     assert out.count("✓") >= 10

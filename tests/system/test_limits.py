@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 
 from tests.support import programs
 from tests.support.contained import why_unavailable
-from tests.support.programs import cpu_ticks, is_alive, python, state_of
+from tests.support.programs import is_alive, python, state_of
 from tests.support.spawning import needs_root, skip_unless_built
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, Worker, environment_of
@@ -483,9 +484,10 @@ async def test_a_new_supervisor_goes_on_waiting(leveled: Worker, tmp_path: Path)
         assert is_alive(leader)
         await asyncio.to_thread(eventually_sync, lambda: leveled.supervisor_pid() != first, PATIENCE_S)
         await asyncio.to_thread(eventually_sync, lambda: not is_alive(leader), PATIENCE_S)
-        before = cpu_ticks(leveled.supervisor_pid())
-        await asyncio.sleep(1.0)
-        assert cpu_ticks(leveled.supervisor_pid()) - before <= 10
+        supervisor = leveled.supervisor_pid()
+        await asyncio.to_thread(eventually_sync, lambda: programs.sleeps_for(supervisor, 0.05), PATIENCE_S)
+            eventually_sync, lambda: programs.sleeps_for(leveled.supervisor_pid(), 0.05), PATIENCE_S
+        )
         assert is_alive(child)
         assert (await client.job(started.job_id)).state == JobState.RUNNING
         (tmp_path / "end").touch()
@@ -499,6 +501,12 @@ async def test_a_new_supervisor_goes_on_waiting(leveled: Worker, tmp_path: Path)
 # Pause and resume
 
 
+def stands(worker: Worker, job_id: str) -> bool:
+    written = worker.output(job_id)
+    time.sleep(0.3)
+    return worker.output(job_id) == written
+
+
 async def test_pause_and_resume(leveled: Worker) -> None:
     async with leveled.client() as client:
         count = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.02; done"
@@ -506,10 +514,8 @@ async def test_pause_and_resume(leveled: Worker) -> None:
         await pid_of_child(client, started.job_id)
         await client.pause(started.job_id)
         assert (await client.job(started.job_id)).paused
-        await asyncio.sleep(0.1)
+        await asyncio.to_thread(eventually_sync, lambda: stands(leveled, started.job_id))
         stood = leveled.output(started.job_id)
-        await asyncio.sleep(0.3)
-        assert leveled.output(started.job_id) == stood
         await client.resume(started.job_id)
         assert not (await client.job(started.job_id)).paused
         await asyncio.to_thread(

