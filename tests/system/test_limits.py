@@ -486,8 +486,6 @@ async def test_a_new_supervisor_goes_on_waiting(leveled: Worker, tmp_path: Path)
         await asyncio.to_thread(eventually_sync, lambda: not is_alive(leader), PATIENCE_S)
         supervisor = leveled.supervisor_pid()
         await asyncio.to_thread(eventually_sync, lambda: programs.sleeps_for(supervisor, 0.05), PATIENCE_S)
-            eventually_sync, lambda: programs.sleeps_for(leveled.supervisor_pid(), 0.05), PATIENCE_S
-        )
         assert is_alive(child)
         assert (await client.job(started.job_id)).state == JobState.RUNNING
         (tmp_path / "end").touch()
