@@ -170,32 +170,33 @@ async def test_it_leaves_and_jobs_run_on(worker: Worker, number: signal.Signals,
 
 async def test_calls_that_wait_are_told_to_come_back(tmp_path: Path) -> None:
     """At once: the grace, which would be longer than anybody here waits, is for calls that end by themselves."""
-    with Worker(tmp_path, GRPC_SERVER_DRAIN_GRACE="600") as worker, worker.client() as client:
-        started = await client.start("sh", args=["-c", "echo ready; exec sleep 999"])
-        job_id = started.job_id
-        got: set[str] = set()
+    with Worker(tmp_path, GRPC_SERVER_DRAIN_GRACE_S="600") as worker:
+        async with worker.client() as client:
+            started = await client.start("sh", args=["-c", "echo ready; exec sleep 999"])
+            job_id = started.job_id
+            got: set[str] = set()
 
-        async def follow(name: str, stream: Any) -> None:
-            async for _ in stream:
-                got.add(name)
+            async def follow(name: str, stream: Any) -> None:
+                async for _ in stream:
+                    got.add(name)
 
-        calls = [
-            asyncio.create_task(follow("watch", client.watch(1))),
-            asyncio.create_task(follow("output", client.output(job_id, follow=True))),
-            asyncio.create_task(client.wait(job_id)),
-            asyncio.create_task(client.wait(job_id, 600.0)),
-            asyncio.create_task(client.stop(job_id, signal="CONT", grace_s=600, wait=True)),
-        ]
-        await eventually(lambda: got == {"watch", "output"}, PATIENCE_S)
-        await eventually(lambda: worker.record(job_id).state is State.STOPPING, PATIENCE_S)
-        status = await asyncio.to_thread(worker.terminate)
-        results = await asyncio.gather(*calls, return_exceptions=True)
-        assert [type(result) for result in results] == [Unavailable] * 5, results
-        assert all("shutting down" in str(result) for result in results), results
-        assert status == 0
-        with pytest.raises(Unavailable):
-            await client.job(job_id)
-    assert is_alive(worker.record(job_id).pid)
+            calls = [
+                asyncio.create_task(follow("watch", client.watch(1))),
+                asyncio.create_task(follow("output", client.output(job_id, follow=True))),
+                asyncio.create_task(client.wait(job_id)),
+                asyncio.create_task(client.wait(job_id, 600.0)),
+                asyncio.create_task(client.stop(job_id, signal="CONT", grace_s=600, wait=True)),
+            ]
+            await eventually(lambda: got == {"watch", "output"}, PATIENCE_S)
+            await eventually(lambda: worker.record(job_id).state is State.STOPPING, PATIENCE_S)
+            status = await asyncio.to_thread(worker.terminate)
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert [type(result) for result in results] == [Unavailable] * 5, results
+            assert all("shutting down" in str(result) for result in results), results
+            assert status == 0
+            with pytest.raises(Unavailable):
+                await client.job(job_id)
+        assert is_alive(worker.record(job_id).pid)
 
 
 async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
