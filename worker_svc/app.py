@@ -60,7 +60,7 @@ class StartError(Exception):
 
 def serve(config: Config, config_file: Path | None = None, *, file_is_named: bool = True) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit status. The file is the one that `config` was read from."""
-    masker = Masker(config.access.secret_keys)
+    masker = Masker(config.access.secret_keys, show_arguments=config.access.show_arguments)
     try:
         log, log_fd = set_up_log(config.log, masker)
     except OSError as error:

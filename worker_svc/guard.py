@@ -23,7 +23,16 @@ from structlog.typing import FilteringBoundLogger
 
 from worker_svc import statuses
 from worker_svc.access import RPCS, UNKNOWN_RPC, Caller, Doorkeeper, Role, Rpc, Scope, Verdict
-from worker_svc.job import JobError, JobNotFound, JobRecord, PermissionDenied, Unavailable, check_job_id
+from worker_svc.job import (
+    JobError,
+    JobNotFound,
+    JobRecord,
+    JobSpec,
+    PermissionDenied,
+    Unavailable,
+    check_job_id,
+    name_of,
+)
 from worker_svc.masking import Masker
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.policy import Decision
@@ -73,10 +82,17 @@ class Call:
     def role_label(self) -> str:
         return self.caller.role_label
 
+    def sees_all_of(self, owner: str) -> bool:
+        """Of the owner's jobs. A viewer has none: who else was `anonymous` when a job was started is somebody else."""
+        role = self.caller.role
+        return role is Role.ADMIN or (role is not Role.VIEWER and owner == self.caller.identity)
+
     def shown(self, record: JobRecord) -> JobRecord:
         """The record as this caller may see it."""
-        is_theirs = self.caller.role is Role.ADMIN or record.owner == self.caller.identity
-        return self._gate.masker.record(record, shows_env=is_theirs)
+        return record if self.sees_all_of(record.owner) else self._gate.masker.record(record)
+
+    def shown_reason(self, reason: str, owner: str) -> str:
+        return reason if not reason or self.sees_all_of(owner) else self.masked(reason)
 
     def masked(self, text: str) -> str:
         return self._gate.masker.text(text)
@@ -90,17 +106,23 @@ class Call:
         for key, value in labels.items():
             if shown[key] != value:
                 self.deny("", _HIDDEN_KEYS)
-                raise PermissionDenied(f"labels: only an admin may look for {key!r}, which is secret ({_HIDDEN_KEYS})")
+                raise PermissionDenied(
+                    f"labels: only an admin may look for {name_of(key)!r}, which is secret ({_HIDDEN_KEYS})"
+                )
 
     def is_about(self, job_id: str) -> None:
         self._job_id = job_id[:_SHOWN_ID_CHARS]
 
-    def allow(self, job_id: str, rule: str, **more: bool) -> None:
+    def told(self, spec: JobSpec) -> dict[str, Any]:
+        """What the audit says of a job that is to be started."""
+        return self._gate.masker.told(spec)
+
+    def allow(self, job_id: str, rule: str, **more: Any) -> None:
         """Before it takes effect."""
         self.is_about(job_id)
         self._audit("allowed", rule, **more)
 
-    def deny(self, job_id: str, rule: str, **more: str) -> None:
+    def deny(self, job_id: str, rule: str, **more: Any) -> None:
         self.is_about(job_id)
         self._audit("denied", rule, **more)
 
@@ -109,7 +131,7 @@ class Call:
         if self.rpc.mutates and self._decision != "denied":
             self._audit("failed", status)
 
-    def _audit(self, decision: str, rule: str, **more: str | bool) -> None:
+    def _audit(self, decision: str, rule: str, **more: Any) -> None:
         self._decision = decision
         write = self._gate.audit.info if decision == "allowed" else self._gate.audit.warning
         write(

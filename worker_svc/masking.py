@@ -1,117 +1,142 @@
-"""What looks like a secret does not show: in no log, no error, and in no answer.
+"""What looks like a secret does not show to those whose job it is not, nor in the log.
 
-Whether something is one is told by its key: in `KEY=VALUE` wherever that stands, in tables, options, headers and JSON;
-and by its place in `scheme://user:PASSWORD@host`. Rather too much is masked than too little.
+This is the second line. The first is that arguments, values of variables and the like are not shown at all (`record`),
+and are in no reason, error or log line. Where a text is shown all the same, what follows the first word in it that is
+the key of a secret is hidden, up to the end: rather too much than too little, and nothing has to be understood of how
+values are quoted. A text is read once, from left to right.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
-from worker_svc.job import JobRecord, JobSpec
+from worker_svc.job import JobRecord, JobSpec, Sandbox, name_of
 
 MASK: Final = "(hidden)"
 # Not KEY alone: what comes before says what it opens.
 DEFAULT_PATTERN: Final = "(?i)pass|pwd|secret|token|credential|auth|.key"
-# Of a longer key only the end counts, so that no text takes long.
+# Of a longer key only the end counts, so that the pattern, which is the administrator's, never meets a long text.
 _KEY_MAX_CHARS: Final = 128
+_SHOWN_MAX_CHARS: Final = 8192
 
-# Possessive, all of them: there is no second way to read a text, and so none that takes long.
-_KEY: Final = r"(?<![\w.-])(?P<key>[\w.-]++)"
-# To the next blank, as a shell reads a word: quoted blanks belong to it.
-_WORD: Final = r"""(?:'[^']*+'|"(?:[^"\\]|\\[\s\S])*+"|\\[\s\S]|\S)++"""
-_PAIR: Final = re.compile(rf"(?P<lead>{_KEY}\]{{0,2}}+[:+]?=){_WORD}")
-# JSON, also within JSON, and what looks like it.
-_QUOTED_KEY: Final = re.compile(
-    r"""(?P<lead>(?P<quote>\\*+["'])(?P<key>[\w.-]++)(?P=quote)\s*+[:=]\s*+)"""
-    r"""(?:"(?:[^"\\]|\\.)*+"?|'(?:[^'\\]|\\.)*+'?|\\++["'].*?(?:\\["']|$)|\[[^\]]*+\]?|\{[^}]*+\}?|[^\s,}\]]++)""",
-    re.DOTALL,
-)
-# Up to the `@` before the path; or, unless it is a port, the next one: not all passwords are quoted as they should be.
-_URL_PASSWORD: Final = re.compile(r"(?P<lead>://[^\s/?#:@]*+:)(?:[^\s/?#]*@|(?!\d{1,5}[/?#])\S{0,256}?@)")
-# To the end of the line, or of what is quoted.
-_QUOTED_HEADER: Final = re.compile(
-    r"""(?P<lead>(?P<quote>["'])(?P<key>[\w.-]++):)(?!//)(?:\\.|(?!(?P=quote))[^\n])++"""
-)
-_HEADER: Final = re.compile(rf"(?P<lead>(?<!@){_KEY}:)(?!//|{re.escape(MASK)})[^\n]++")
-_SPACED_PAIR: Final = re.compile(rf"(?P<lead>{_KEY}[ \t]++=[ \t]*+){_WORD}")
-_OPTION: Final = re.compile(rf"(?P<lead>(?<!\S)(?P<key>--?[\w.-]++)\s++)(?!--[a-z]++(?:-[a-z]++)*+(?:[\s=]|\Z)){_WORD}")
-_PLAIN_KEY: Final = re.compile(r"[\w.\[\]-]+[:+]?")
-# Clearly an option, and not the value of the one before it. Passwords of nothing but lower-case letters after two
-# hyphens are rarer than options that take no value.
-_LONG_OPTION: Final = re.compile(r"--[a-z]+(?:-[a-z]+)*(?:=|\Z)")
-
-_ANYWHERE: Final = (_QUOTED_HEADER, _QUOTED_KEY, _PAIR)
-# Only in what jobs are started with: our own texts have a colon after the name of a field or a file.
-_IN_ARGUMENTS: Final = (_HEADER, _SPACED_PAIR, _OPTION)
+# A word as keys are written, or one of those that make a password of `USER:PASSWORD@HOST`.
+_PIECE: Final = re.compile(r"[\w.-]++|[:@\s]")
+# After a key in a text of ours, which has colons also after the names of fields and files.
+_ASSIGNED: Final = re.compile(r"""[\\"'\])}]*+\s*+[:+?]?=|\\*+["']\s*+:""")
 
 
 class Masker:
-    def __init__(self, pattern: str = DEFAULT_PATTERN) -> None:
-        """Of keys; empty: nothing is a secret. Raises re.error."""
+    def __init__(self, pattern: str = DEFAULT_PATTERN, *, show_arguments: bool = False) -> None:
+        """`pattern` is of keys; empty: nothing is a secret. Raises re.error."""
         self._pattern = re.compile(pattern) if pattern else None
+        self._show_arguments = show_arguments
 
     def hides(self, key: str) -> bool:
         return self._pattern is not None and self._pattern.search(key[-_KEY_MAX_CHARS:]) is not None
 
     def text(self, text: str) -> str:
-        """A text of ours, with the secrets masked that it may quote."""
-        return self._masked(text, _ANYWHERE)
+        """A text of ours, with the secrets hidden that it may quote, each to the end of its line."""
+        text = _cut(text)
+        if self._pattern is None or not (":" in text or "=" in text or "-" in text):
+            return text
+        shown = []
+        for line in text.splitlines(keepends=True):
+            end = self._end_of_shown(line, is_ours=True)
+            shown.append(line if end == len(line) else line[:end] + MASK + "\n" * line.endswith("\n"))
+        return "".join(shown)
 
     def argument(self, argument: str) -> str:
         """One that stands alone: what comes before it could make it a secret too, see `arguments`."""
-        return self._masked(argument, _ANYWHERE + _IN_ARGUMENTS)
+        return self._argument(argument)[0]
 
-    def _masked(self, text: str, places: tuple[re.Pattern[str], ...]) -> str:
-        if self._pattern is None or not (":" in text or "=" in text or "-" in text):
-            return text
-        for place in places:
-            text = place.sub(self._hide, text)
-        return _URL_PASSWORD.sub(rf"\g<lead>{MASK}@", text) if "://" in text else text
+    def _argument(self, argument: str) -> tuple[str, bool]:
+        """And whether the next one is the secret, since this one ends with its key."""
+        shown = _cut(argument)
+        end = self._end_of_shown(f"{shown} ")
+        if end > len(shown):
+            return shown, False
+        is_cut = len(shown) != len(argument)
+        return (shown, True) if end == len(shown) else (f"{shown[:end]}{MASK}", is_cut)
 
-    def _hide(self, found: re.Match[str]) -> str:
-        return f"{found['lead']}{MASK}" if self.hides(found["key"].lstrip("-")) else found[0]
+    def _end_of_shown(self, text: str, *, is_ours: bool = False) -> int:
+        """The length of `text` if all of it may be seen."""
+        if self._pattern is None:
+            return len(text)
+        colon_end = 0
+        """Of the first colon in a word: what comes after it may belong to the secret that is found later."""
+        for piece in _PIECE.finditer(text):
+            end = piece.end()
+            match text[end - 1]:
+                case ":":
+                    colon_end = colon_end or end
+                case "@":
+                    if colon_end:
+                        return colon_end
+                case blank if blank.isspace():
+                    colon_end = 0
+                case _ if end < len(text) and self.hides(piece[0].lstrip("-")):
+                    if not is_ours or piece[0].startswith("-") or _ASSIGNED.match(text, end):
+                        return colon_end or end + (text[end] in ":=")
+        return len(text)
 
-    def table(self, table: Mapping[str, str], *, whole: bool = False) -> dict[str, str]:
-        """`whole`: not even values whose keys look harmless are shown."""
-        return {key: MASK if whole or self.hides(key) else self.argument(value) for key, value in table.items()}
+    def table(self, table: Mapping[str, str]) -> dict[str, str]:
+        return {key: MASK if self.hides(key) else self.argument(value) for key, value in table.items()}
 
     def arguments(self, arguments: Sequence[str]) -> tuple[str, ...]:
-        """`--token x` and `-token x` too, also if x begins with a hyphen."""
-        masked: list[str] = []
+        """`--token x` and `Authorization: x` too, also if x looks like an option."""
+        shown: list[str] = []
         is_value = False
         for argument in arguments:
-            hidden = is_value and not _LONG_OPTION.match(argument)
-            masked.append(MASK if hidden else self._argument(argument))
+            text, announces = self._argument(argument)
+            shown.append(MASK if is_value else text)
             # Of what was hidden too: `--auth --password x` has either one secret or two.
-            is_value = self._announces(argument)
-        return tuple(masked)
+            is_value = announces
+        return tuple(shown)
 
-    def _announces(self, argument: str) -> bool:
-        """Whether the next argument is the secret: after an option, and `Authorization:`."""
-        is_name = argument.startswith("-") and "=" not in argument and " " not in argument
-        return (is_name or argument.endswith(":")) and self.hides(argument.lstrip("-").rstrip(":"))
-
-    def _argument(self, argument: str) -> str:
-        key, equals, _ = argument.partition("=")
-        if equals and _PLAIN_KEY.fullmatch(key) and self.hides(key.lstrip("-")):
-            return f"{key}={MASK}"  # blanks and all
-        return self.argument(argument)
-
-    def spec(self, spec: JobSpec, *, shows_env: bool) -> JobSpec:
-        """As it may be shown; `shows_env`: to its owner or an admin."""
-        # The path is the program's first argument.
-        arguments = self.arguments((spec.path, *spec.args))
+    def spec(self, spec: JobSpec) -> JobSpec:
+        """As those may see it whose job it is not."""
+        if self._show_arguments:
+            arguments = self.arguments((spec.command, spec.path, *spec.args))
+            return spec._replace(
+                command=arguments[0],
+                path=arguments[1],
+                args=arguments[2:],
+                cwd=self.argument(spec.cwd),
+                env=self.table(spec.env),
+                labels=self.table(spec.labels),
+            )
         return spec._replace(
-            command=self.argument(spec.command),
-            path=arguments[0],
-            args=arguments[1:],
-            cwd=self.argument(spec.cwd),
-            env=self.table(spec.env, whole=not shows_env),
+            command=name_of(spec.command),
+            path=name_of(spec.path),
+            args=(MASK,) if spec.args else (),
+            cwd=name_of(spec.cwd),
+            env=dict.fromkeys(spec.env, MASK),
             labels=self.table(spec.labels),
+            sandbox=_without_paths(spec.sandbox),
         )
 
-    def record(self, record: JobRecord, *, shows_env: bool) -> JobRecord:
-        return record._replace(spec=self.spec(record.spec, shows_env=shows_env), reason=self.text(record.reason))
+    def told(self, spec: JobSpec) -> dict[str, Any]:
+        """What the log says of a job that is started."""
+        command = {"command": name_of(spec.command)}
+        return {**command, "arguments": [*self.arguments(spec.argv)[1:]]} if self._show_arguments else command
+
+    def record(self, record: JobRecord) -> JobRecord:
+        """As those may see it whose job it is not."""
+        return record._replace(spec=self.spec(record.spec), reason=self.text(record.reason))
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _SHOWN_MAX_CHARS:
+        return text
+    return f"{text[:_SHOWN_MAX_CHARS]}… ({len(text) - _SHOWN_MAX_CHARS} more characters)"
+
+
+def _without_paths(sandbox: Sandbox) -> Sandbox:
+    if not (sandbox.read_only_paths or sandbox.read_write_paths):
+        return sandbox
+    return sandbox._replace(
+        read_only_paths=(MASK,) if sandbox.read_only_paths else (),
+        read_write_paths=(MASK,) if sandbox.read_write_paths else (),
+    )

@@ -31,6 +31,8 @@ from worker_svc.job import (
     PreconditionFailed,
     Unavailable,
     check_job_id,
+    check_labels,
+    name_of,
 )
 from worker_svc.link import SupervisorLink
 from worker_svc.messages.defaults import Defaults
@@ -142,11 +144,13 @@ class WorkerService(GuardedService):
         judged = self._policy.judge_request(call.role_label, spec)
         if judged is None:
             judge = partial(self._policy.judge_files, call.role_label, spec)
-            judged = await self._lookups.run(call.caller.identity, " ".join(spec.argv[: 1 + bool(spec.path)]), judge)
+            judged = await self._lookups.run(
+                call.caller.identity, " ".join(map(name_of, filter(None, (spec.command, spec.path)))), judge
+            )
         if not judged.decision.allowed:
-            call.deny(job_id, judged.decision.rule)
+            call.deny(job_id, judged.decision.rule, **call.told(spec))
             raise PermissionDenied(f"{judged.decision.reason} ({judged.decision.rule})")
-        call.allow(job_id, judged.decision.rule)
+        call.allow(job_id, judged.decision.rule, **call.told(spec))
         if judged.problem:
             raise PreconditionFailed(judged.problem)
         return spec._replace(checked=judged.checked, cwd=judged.cwd or spec.cwd)
@@ -176,6 +180,7 @@ class WorkerService(GuardedService):
 
     async def list_jobs(self, message: pb.ListJobsReq) -> pb.ListJobsRes:
         size = messages.page_size_from(message.page_size)
+        check_labels(message.labels)
         CALL.get().check_filter(message.labels)
         query = partial(
             StoreReader.find,
@@ -205,7 +210,9 @@ class WorkerService(GuardedService):
         async for batch in self._feed.since(message.from_sequence or latest + 1):
             for moved in batch:
                 if (not wanted or moved.job_id in wanted) and call.owner in (None, moved.owner):
-                    yield messages.transition_message(moved._replace(reason=call.masked(moved.reason)))
+                    yield messages.transition_message(
+                        moved._replace(reason=call.shown_reason(moved.reason, moved.owner))
+                    )
             await asyncio.sleep(0)  # others get their turn, also where there is nothing to send
 
     async def wait_job(self, message: pb.WaitJobReq) -> pb.WaitJobRes:

@@ -193,7 +193,7 @@ def test_what_is_said_of_a_program_that_cannot_run(pad: Launchpad, more: dict[st
     for path in (script, data):
         path.chmod(0o755)
     for command, problem in (
-        ("no-such-command", r"'no-such-command' was not found in the job's PATH \(/usr/local/sbin"),
+        ("no-such-command", r"'no-such-command' was not found in the job's PATH: give its whole path"),
         ("/no/such/program", "/no/such/program: no such file or directory"),
         (str(tmp_path), ".* is a directory, not a program"),
         (str(plain), r".* is not executable: chmod \+x it"),

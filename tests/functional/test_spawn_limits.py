@@ -310,7 +310,7 @@ def test_what_is_not_listed_is_not_there(pad: Launchpad, open_dir: Path) -> None
     one_file = Sandbox((*system, str(open_dir / "file")))
     assert pad.run("cat", str(open_dir / "file"), sandbox=one_file).output == "content\n"
     assert "ermission denied" in pad.run("ls", str(open_dir), sandbox=one_file).output
-    with pytest.raises(SpawnFailed, match=r"sandbox.read_only_paths: /no/such: no such file"):
+    with pytest.raises(SpawnFailed, match=rf"sandbox.read_only_paths: entry {len(system)}: no such file"):
         pad.run("true", sandbox=Sandbox((*system, "/no/such")))
     with pytest.raises(SpawnFailed, match=r"^command: .*the sandbox's paths must include the program"):
         pad.run("/usr/bin/env", sandbox=Sandbox((str(open_dir),)))

@@ -34,10 +34,12 @@ class Peer:
 
     def call(self, method: str, *, deadline_s: float = PATIENCE_S, **fields: Any) -> Answer:
         """Of a stream, all its messages."""
-        request = getattr(self.messages, f"{method}Req")(**fields)
+        return self.call_with(method, getattr(self.messages, f"{method}Req")(**fields), deadline_s=deadline_s)
+
+    def call_with(self, method: str, request: Any, *, deadline_s: float = PATIENCE_S) -> Answer:
         try:
             if method in STREAMS:
-                return Answer(grpc.StatusCode.OK, "", list(self.stream(method, deadline_s=deadline_s, **fields)))
+                return Answer(grpc.StatusCode.OK, "", list(self._stream(method, request, deadline_s)))
             return Answer(grpc.StatusCode.OK, "", self.messages.call(self.channel, method)(request, timeout=deadline_s))
         except grpc.RpcError as error:
             call: Any = error
@@ -49,13 +51,15 @@ class Peer:
         return answer.message
 
     def stream(self, method: str, *, deadline_s: float = PATIENCE_S, **fields: Any) -> Any:
-        request = getattr(self.messages, f"{method}Req")
+        return self._stream(method, getattr(self.messages, f"{method}Req")(**fields), deadline_s)
+
+    def _stream(self, method: str, request: Any, deadline_s: float) -> Any:
         call = self.channel.unary_stream(
             f"/jobscheduler.Worker/{method}",
-            request_serializer=request.SerializeToString,
+            request_serializer=type(request).SerializeToString,
             response_deserializer=getattr(self.messages, STREAMS[method]).FromString,
         )
-        return call(request(**fields), timeout=deadline_s)
+        return call(request, timeout=deadline_s)
 
     def start(self, *argv: str, **fields: Any) -> str:
         return str(self.ok("StartJob", command=argv[0], args=argv[1:], **fields).jobID)

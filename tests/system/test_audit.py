@@ -26,6 +26,7 @@ def test_a_line_of_the_audit(worker: Worker, clients: dict[str, Peer]) -> None:
         "job_id": job_id,
         "decision": "allowed",
         "rule": "default: everything is allowed",
+        "command": "true",
     }
 
 

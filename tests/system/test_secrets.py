@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.support.peers import Peer
 from tests.support.secured import last_audit
 from tests.support.workers import Worker
@@ -12,24 +14,23 @@ from worker_svc.masking import MASK
 SECRET = "hunter2-topsecret"
 
 
-def test_secrets_show_to_nobody_and_the_environment_to_owner_and_admin(
-    worker: Worker, clients: dict[str, Peer]
-) -> None:
+def test_owner_and_admin_see_all_and_others_no_arguments(worker: Worker, clients: dict[str, Peer]) -> None:
     env = {"PLAIN": "value-of-plain", "DB_PASSWORD": SECRET}
     argv = ("sh", "-c", "echo $DB_PASSWORD $PLAIN", "sh", f"--token={SECRET}")
-    job_id = clients["red"].start(*argv, env=env, labels={"api_key": SECRET, "test": "secrets"})
+    labels = {"api_key": SECRET, "opts": f"--set=db.password={SECRET}", "test": "secrets"}
+    job_id = clients["red"].start(*argv, env=env, labels=labels)
+    shown_labels = {"api_key": MASK, "opts": f"--set=db.password={MASK}", "test": "secrets"}
     for name, sees in {"red": True, "admin": True, "operator": False, "viewer": False}.items():
         client = clients[name]
         listed = next(job for job in client.ok("ListJobs", labels={"test": "secrets"}).jobs)
         for job in (client.wait(job_id), client.ok("QueryJob", jobID=job_id).job, listed):
-            expected = {"PLAIN": "value-of-plain" if sees else MASK, "DB_PASSWORD": MASK}
-            assert (dict(job.spec.env), dict(job.spec.labels)) == (expected, {"api_key": MASK, "test": "secrets"})
-            assert SECRET not in str(job)
+            told = (job.spec.command, list(job.spec.args), dict(job.spec.env), dict(job.spec.labels))
+            hidden = ("sh", [MASK], dict.fromkeys(env, MASK), shown_labels)
+            assert told == (("sh", list(argv[1:]), env, labels) if sees else hidden)
     # The job itself had them.
     assert worker.output(job_id) == f"{SECRET} value-of-plain\n".encode()
-    failed = clients["red"].call("StartJob", command=f"/no/such/TOKEN={SECRET}")
-    assert failed.name == "FAILED_PRECONDITION"
-    assert SECRET not in failed.details
+    line = last_audit(worker, rpc="StartJob", job_id=job_id)
+    assert (line["command"], "arguments" in line) == ("sh", False)
     for file in (worker.log_path, worker.path / "supervisor.log"):
         assert SECRET not in file.read_text()
 
@@ -61,9 +62,36 @@ def test_no_way_to_write_a_secret_shows_it(worker: Worker, clients: dict[str, Pe
     listed = viewer.ok("ListJobs", labels={"test": "ways"}).jobs
     assert len(listed) == len(ways)
     assert SECRET not in str(listed)
-    failed = red.call("StartJob", command=f"/no/such/--password={SECRET},{SECRET}")
-    assert failed.name == "FAILED_PRECONDITION"
+    for file in (worker.log_path, worker.path / "supervisor.log"):
+        assert SECRET not in file.read_text()
+
+
+@pytest.mark.parametrize(
+    "fields, details",
+    [
+        ({"command": f"mysql -p{SECRET} db"}, "command: 'mysql…' was not found"),
+        ({"command": f"/no/such/TOKEN={SECRET}"}, "command: /no/such/TOKEN…: no such file"),
+        ({"command": "true", "cwd": f"/no/such?{SECRET}"}, "cwd: /no/such…: no such file"),
+        ({"command": "no-such-program", "env": {"PATH": f"/{SECRET}"}}, "command: 'no-such-program' was not found"),
+        ({"command": "true", "cwd": f"'{SECRET}'"}, "cwd: must be an absolute path"),
+        ({"command": "true", "env": {f"KEY={SECRET}": "x"}}, "env: key 'KEY…' must not contain"),
+    ],
+)
+def test_no_reason_or_error_has_more_of_a_command_than_its_name(
+    worker: Worker, clients: dict[str, Peer], fields: dict[str, Any], details: str
+) -> None:
+    latest = clients["admin"].ok("GetWorker").last_sequence
+    watching = clients["viewer"].stream("WatchJobs", from_sequence=latest + 1)
+    failed = clients["red"].call("StartJob", **fields)
+    assert failed.details.startswith(details)
     assert SECRET not in failed.details
+    if failed.name == "FAILED_PRECONDITION":  # a job that did not start, for all to see
+        reason = next(moved.reason for moved in watching if moved.reason)
+        assert reason == failed.details
+        (listed,) = clients["viewer"].ok("ListJobs", page_size=1).jobs
+        assert listed.error_text == reason
+        assert SECRET not in str(listed)
+    watching.cancel()
     for file in (worker.log_path, worker.path / "supervisor.log"):
         assert SECRET not in file.read_text()
 

@@ -235,7 +235,7 @@ GOOD = JobSpec("true")
         (GOOD._replace(args=("x" * 100_000,) * 30), "args", "together"),
         (GOOD._replace(env={f"V{n}": "x" * 100_000 for n in range(30)}), "args", "env together"),
         (GOOD._replace(env={"": "x"}), "env", "empty key"),
-        (GOOD._replace(env={"A=B": "x"}), "env", "'A=B'"),
+        (GOOD._replace(env={"A=B": "x"}), "env", "'A…'"),
         (GOOD._replace(env={"A\0": "x"}), "env", "NUL"),
         (GOOD._replace(env={"A": "\0"}), "env", "the value of 'A'"),
         (GOOD._replace(env={"A": "x" * ARG_MAX_BYTES}), "env", "below"),

@@ -70,7 +70,7 @@ def test_every_rlimit_has_its_number() -> None:
         (Identity(groups=("",)), "identity.groups: must not be empty"),
         (Identity(groups=("x",) * 1025), "identity.groups: must be at most 1024"),
         (Identity(user="x" * 300), "identity.user: must be at most 256 bytes"),
-        (Sandbox(read_only_paths=("usr",)), "sandbox.read_only_paths: must be absolute paths, not 'usr'"),
+        (Sandbox(read_only_paths=("usr",)), "sandbox.read_only_paths: must be absolute paths, which entry 0 is not"),
         (Sandbox(read_write_paths=("/a\0",)), "sandbox.read_write_paths: must not contain a NUL"),
         (Sandbox(read_write_paths=("/" + "x" * 4096,)), "sandbox.read_write_paths: must be at most 4095"),
         (Sandbox(read_write_paths=("/",) * 257), "sandbox.read_write_paths: must be at most 256"),

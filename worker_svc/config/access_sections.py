@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from worker_svc.config.declare import Section, declare
-from worker_svc.config.kinds import Choice, Kind
+from worker_svc.config.kinds import Bool, Choice, Kind
 from worker_svc.config.limit_kinds import Listed
 from worker_svc.config.policy_rules import PolicyRules, RulesTable
 from worker_svc.config.values import quote
@@ -63,7 +63,15 @@ class AccessConfig(Section):
     secret_keys: str = declare(
         DEFAULT_PATTERN,
         Pattern(),
-        "Keys of variables, labels and options whose values are never shown: a regular expression. Empty: none.",
+        "Keys of variables, labels and options whose values are shown to nobody but the job's owner and admins, and in "
+        "no log: a regular expression. Empty: none.",
+    )
+    show_arguments: bool = declare(
+        False,
+        Bool(),
+        "Whether viewers, and operators of others' jobs, see more than a job's command and path: arguments, variables "
+        "and sandbox paths; and the log, with each job that is started, its arguments. What looks like a secret stays "
+        "hidden.",
     )
 
 

@@ -48,7 +48,9 @@ from worker_svc.job.spec import (
     OutputPolicy,
     check_duration,
     check_job_id,
+    check_labels,
 )
+from worker_svc.job.texts import name_of
 
 __all__ = [
     "ARGS_MAX",
@@ -88,8 +90,10 @@ __all__ = [
     "Unavailable",
     "check_duration",
     "check_job_id",
+    "check_labels",
     "error_text",
     "exit_text",
+    "name_of",
     "next_state",
     "outcome_of",
     "parse_signal",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from worker_svc.job.errors import InvalidArgument
+from worker_svc.job.texts import name_of
 
 # The RLIMIT_ names of getrlimit(2), in lower case.
 RLIMIT_NAMES: Final = (
@@ -35,7 +36,7 @@ class ProcessLimits(NamedTuple):
     def validate(self, prefix: str = "limits") -> None:
         """Raises InvalidArgument for the first field that is malformed, whatever the machine."""
         for name, (soft, hard) in self.rlimits.items():
-            field = f"{prefix}.rlimits.{name}"
+            field = f"{prefix}.rlimits.{name_of(name)}"
             if name not in RLIMIT_NAMES:
                 raise InvalidArgument(field, f"there is no such limit: use one of {', '.join(RLIMIT_NAMES)}")
             _check_range(field, soft, UNLIMITED, RLIMIT_MAX)
@@ -118,9 +119,9 @@ class Sandbox(NamedTuple):
             field = f"{prefix}.{name}"
             if len(paths) > PATHS_MAX:
                 raise InvalidArgument(field, f"must be at most {PATHS_MAX}, not {len(paths)}")
-            for path in paths:
+            for index, path in enumerate(paths):
                 if not path.startswith("/"):
-                    raise InvalidArgument(field, f"must be absolute paths, not {path!r}")
+                    raise InvalidArgument(field, f"must be absolute paths, which entry {index} is not")
                 if "\0" in path:
                     raise InvalidArgument(field, "must not contain a NUL character")
                 if len(path.encode("utf-8", "surrogateescape")) > _PATH_MAX_BYTES:
@@ -150,7 +151,7 @@ def _check_name(field: str, name: str, *, may_be_empty: bool = False) -> None:
     if not name and not may_be_empty:
         raise InvalidArgument(field, "must not be empty")
     if not name.isprintable() or ":" in name:
-        raise InvalidArgument(field, f"is no name and no id: {name!r}")
+        raise InvalidArgument(field, f"is no name and no id: {name_of(name)!r}")
     if len(name.encode()) > _NAME_MAX_BYTES:
         raise InvalidArgument(field, f"must be at most {_NAME_MAX_BYTES} bytes")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from typing import Final
 
+from worker_svc.job.texts import name_of
+
 # The words of Go's syscall.Signal.String() on Linux, which the original worker put into errorText.
 SIGNAL_WORDS: Final = [
     "signal 0",
@@ -52,7 +54,7 @@ def parse_signal(text: str) -> int:
         return number
     known = signal.Signals.__members__.get(name if name.startswith("SIG") else f"SIG{name}")
     if known is None:
-        raise ValueError(f"there is no signal {text!r}: use a name such as SIGTERM, or a number")
+        raise ValueError(f"there is no signal {name_of(text)!r}: use a name such as SIGTERM, or a number")
     return int(known)
 
 

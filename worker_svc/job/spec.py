@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
 from worker_svc.job.cgroup_limits import CgroupLimits
 from worker_svc.job.errors import InvalidArgument
 from worker_svc.job.limits import Identity, ProcessLimits, Sandbox
+from worker_svc.job.texts import name_of
 
 STDIN_MAX_BYTES: Final = 1024 * 1024
 ARGS_MAX: Final = 4096
@@ -94,7 +95,7 @@ class JobSpec(NamedTuple):
     """Empty: no policy restricts which files are run."""
 
     def __repr__(self) -> str:
-        return f"JobSpec(command={self.command!r}, arguments={len(self.argv) - 1}, env={sorted(self.env)})"
+        return f"JobSpec(command={name_of(self.command)!r}, arguments={len(self.argv) - 1}, env={sorted(self.env)})"
 
     @property
     def argv(self) -> list[str]:
@@ -122,12 +123,12 @@ class JobSpec(NamedTuple):
         if total > ARGV_ENV_MAX_BYTES:
             raise InvalidArgument("args", f"and env together must be below {ARGV_ENV_MAX_BYTES} bytes, not {total}")
         if self.cwd and not self.cwd.startswith("/"):
-            raise InvalidArgument("cwd", f"must be an absolute path, not {self.cwd!r}")
+            raise InvalidArgument("cwd", f"must be an absolute path, not {name_of(self.cwd)!r}")
         if self.stdin_size_bytes > STDIN_MAX_BYTES:
             raise InvalidArgument("stdin", f"must be at most {STDIN_MAX_BYTES} bytes, not {self.stdin_size_bytes}")
         check_duration("timeout", self.timeout_s)
         check_duration("stop_grace", self.stop_grace_s)
-        _check_labels(self.labels)
+        check_labels(self.labels)
         self._validate_nested()
 
     def _validate_nested(self) -> None:
@@ -185,21 +186,24 @@ def _check_env(env: dict[str, str]) -> None:
         if not key:
             raise InvalidArgument("env", "has an empty key")
         if "=" in key or "\0" in key:
-            raise InvalidArgument("env", f"key {key!r} must not contain '=' or NUL")
+            raise InvalidArgument("env", f"key {name_of(key)!r} must not contain '=' or NUL")
         if "\0" in value:
-            raise InvalidArgument("env", f"the value of {key!r} must not contain NUL")
+            raise InvalidArgument("env", f"the value of {name_of(key)!r} must not contain NUL")
         if len(key.encode()) + len(value.encode()) >= ARG_MAX_BYTES:
-            raise InvalidArgument("env", f"{key!r} and its value must be below {ARG_MAX_BYTES} bytes")
+            raise InvalidArgument("env", f"{name_of(key)!r} and its value must be below {ARG_MAX_BYTES} bytes")
 
 
-def _check_labels(labels: dict[str, str]) -> None:
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Raises InvalidArgument unless a job can have all of them."""
     if len(labels) > LABELS_MAX:
         raise InvalidArgument("labels", f"must be at most {LABELS_MAX}, not {len(labels)}")
     for key, value in labels.items():
         if not key or len(key.encode()) > LABEL_KEY_MAX_BYTES:
-            raise InvalidArgument("labels", f"key {key[:40]!r} must be 1 to {LABEL_KEY_MAX_BYTES} bytes long")
+            raise InvalidArgument("labels", f"key {name_of(key)!r} must be 1 to {LABEL_KEY_MAX_BYTES} bytes long")
         if len(value.encode()) > LABEL_VALUE_MAX_BYTES:
-            raise InvalidArgument("labels", f"the value of {key!r} must be at most {LABEL_VALUE_MAX_BYTES} bytes long")
+            raise InvalidArgument(
+                "labels", f"the value of {name_of(key)!r} must be at most {LABEL_VALUE_MAX_BYTES} bytes long"
+            )
 
 
 def check_duration(field: str, seconds: float) -> None:

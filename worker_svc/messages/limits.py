@@ -13,6 +13,7 @@ from worker_svc.job import (
     LeaderExit,
     ProcessLimits,
     Sandbox,
+    name_of,
 )
 from worker_svc.job.cgroup_limits import WEIGHT_DEFAULT
 from worker_svc.job.limit_texts import rlimit_name
@@ -86,7 +87,7 @@ def _rlimits_from(asked: list[pb.Rlimit], defaults: LimitDefaults) -> dict[str, 
     limits: dict[str, tuple[int, int | None]] = {}
     for one in asked:
         name = rlimit_name(one.name)
-        field = f"limits.rlimits.{name}"
+        field = f"limits.rlimits.{name_of(name)}"
         if name in limits:
             raise InvalidArgument(field, "is given twice")
         soft, hard = one.soft, one.hard

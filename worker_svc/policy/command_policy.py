@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from worker_svc.config import JobsConfig, PolicyConfig, PolicyRules, SandboxConfig
 from worker_svc.config.policy_rules import MINIMA
-from worker_svc.job import CheckedFile, Identity, JobSpec
+from worker_svc.job import CheckedFile, Identity, JobSpec, name_of
 from worker_svc.policy.floors import Floors, Tables, judge_floors
 from worker_svc.policy.lookup import find_command, find_directory, find_script, read_kind
 from worker_svc.policy.rules import (
@@ -40,7 +40,7 @@ class Judged(NamedTuple):
         files = self.files
         for field, file in (("cwd", files.cwd), ("command", files.command), ("path", files.script)):
             if file is not None and file.problem:
-                return f"{field}: {file.named} {file.problem}"
+                return f"{field}: {name_of(file.named)} {file.problem}"
         return ""
 
     @property

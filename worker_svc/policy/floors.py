@@ -87,7 +87,7 @@ def _wider(asked: Sandbox, floor: Sandbox) -> tuple[str, str] | None:
     # The very same paths: one below may be a link that an earlier job has made to lead elsewhere.
     readable = {*floor.read_only_paths, *floor.read_write_paths}
     for name, there in (("read_only_paths", readable), ("read_write_paths", {*floor.read_write_paths})):
-        more = next((path for path in getattr(asked, name) if path not in there), None)
+        more = next((index for index, path in enumerate(getattr(asked, name)) if path not in there), None)
         if more is not None:
-            return name, f"sandbox.{name}: {more!r} is none of the paths of [sandbox] and may not be added"
+            return name, f"sandbox.{name}: entry {more} is none of the paths of [sandbox] and may not be added"
     return None

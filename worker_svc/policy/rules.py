@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from worker_svc.config.policy_rules import MINIMA, PolicyRules
-from worker_svc.job import JobSpec, OutputPolicy
+from worker_svc.job import JobSpec, OutputPolicy, name_of
 from worker_svc.job.cgroup_limits import amount_text
 from worker_svc.policy.lookup import Found
 
@@ -64,14 +64,14 @@ def _judge_env(name: str, rules: PolicyRules, spec: JobSpec) -> None:
     for key in spec.env:
         denied_by = _first(rules.deny_env, lambda pattern, key=key: _is_like(key, pattern))  # type: ignore[misc]
         if denied_by:
-            raise Denied(f'{name}.deny_env: "{denied_by}"', f"env: {key!r} may not be set")
+            raise Denied(f'{name}.deny_env: "{denied_by}"', f"env: {name_of(key)!r} may not be set")
         if any(_is_like(key, pattern) for pattern in rules.allow_env):
             continue
         if rules.allow_env:
-            raise Denied(f"{name}.allow_env", f"env: {key!r} is not among what may be set")
+            raise Denied(f"{name}.allow_env", f"env: {name_of(key)!r} is not among what may be set")
         if rules.restricts_programs:
             # PATH, LD_PRELOAD, BASH_ENV, PYTHONPATH, HOME …: there is no end to what makes a program run another.
-            text = f"env: {key!r} may not be set where programs are restricted, unless allow_env names it"
+            text = f"env: {name_of(key)!r} may not be set where programs are restricted, unless allow_env names it"
             raise Denied(f"{name}.allow_env", text)
 
 
@@ -156,14 +156,16 @@ def judge_places(name: str, rules: PolicyRules, files: Files) -> Iterator[str]:
 def _judge_cwd(name: str, rules: PolicyRules, cwd: Found) -> str:
     root = _first(rules.allow_cwd, lambda root: _is_below(f"{cwd.path}/", root))
     if not root:
-        raise Denied(f"{name}.allow_cwd", f"cwd: {cwd.named} is not among the directories allowed, nor below one")
+        raise Denied(
+            f"{name}.allow_cwd", f"cwd: {name_of(cwd.named)} is not among the directories allowed, nor below one"
+        )
     return f'{name}.allow_cwd: "{root}"'
 
 
 def _judge_command(name: str, rules: PolicyRules, command: Found) -> Iterator[str]:
     denied_by = _first(rules.deny_commands, lambda pattern: _is_denied(command, pattern))
     if denied_by:
-        raise Denied(f'{name}.deny_commands: "{denied_by}"', f"command: {command.named} is not allowed")
+        raise Denied(f'{name}.deny_commands: "{denied_by}"', f"command: {name_of(command.named)} is not allowed")
     if rules.allow_commands:
         by = _first(rules.allow_commands, lambda pattern: is_real(command.path, pattern))
         # A link by another name could make a program that goes by its name do something else.
@@ -171,7 +173,9 @@ def _judge_command(name: str, rules: PolicyRules, command: Found) -> Iterator[st
             _is_named(command.named, pattern) for pattern in rules.allow_commands
         )
         if not by or not is_named:
-            raise Denied(f"{name}.allow_commands", f"command: {command.named} is not among the commands allowed")
+            raise Denied(
+                f"{name}.allow_commands", f"command: {name_of(command.named)} is not among the commands allowed"
+            )
         yield f'{name}.allow_commands: "{by}"'
     elif rules.deny_commands:
         yield f"{name}.deny_commands: none of them"
@@ -187,13 +191,13 @@ def judge_script(name: str, rules: PolicyRules, spec: JobSpec, files: Files) -> 
         return
     assert files.command is not None
     if not root and files.script is None:
-        text = f"command: {files.command.named} needs a script below a script root as its path"
+        text = f"command: {name_of(files.command.named)} needs a script below a script root as its path"
         raise Denied(f"{name}.script_roots", text)
     if not root and files.script is not None:
         root = root_of(files.script, rules)
         if not root:
             field = "path" if spec.path else "args[0]"
-            raise Denied(f"{name}.script_roots", f"{field}: {files.script.named} is not below a script root")
+            raise Denied(f"{name}.script_roots", f"{field}: {name_of(files.script.named)} is not below a script root")
     yield f'{name}.script_roots: "{root}"'
 
 

@@ -79,7 +79,13 @@ class Requests:
             text = f"the supervisor cannot do it now: {error.strerror or error}"
             connection.send({"r": request, "error": Unavailable.code, "text": text})
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            connection.send({"r": request, "error": InvalidArgument.code, "text": f"malformed {op}: {error!r}"})
+            connection.send(
+                {
+                    "r": request,
+                    "error": InvalidArgument.code,
+                    "text": f"malformed {op}: {type(error).__name__}: {error}",
+                }
+            )
 
     def _hello(self, connection: Connection, request: int, header: dict[str, Any]) -> None:
         if header["protocol"] != frames.PROTOCOL_VERSION:

@@ -9,7 +9,8 @@ import signal
 import stat
 from typing import Final
 
-from worker_svc.supervisor.spawn.plan import PATH_FALLBACK, LaunchPlan
+from worker_svc.job import name_of
+from worker_svc.supervisor.spawn.plan import LaunchPlan
 from worker_svc.supervisor.spawn.steps import LANDLOCK_ABI_MIN, Op, Place, Program, has_landlock
 
 # execve(2) reads this much of a script to find its interpreter (BINPRM_BUF_SIZE).
@@ -38,7 +39,7 @@ def explain(plan: LaunchPlan, program: Program, failed: int, number: int, candid
 
 
 def _step_problem(plan: LaunchPlan, program: Program, failed: int, number: int) -> str:
-    op, a, _, _, data = program.steps[failed]
+    op, a, *_ = program.steps[failed]
     words = os.strerror(number)
     is_refused = number in (errno.EPERM, errno.EACCES)
     if op == Op.CHDIR:
@@ -59,7 +60,7 @@ def _step_problem(plan: LaunchPlan, program: Program, failed: int, number: int) 
     if op == Op.LANDLOCK and number in (errno.ENOSYS, errno.EOPNOTSUPP):
         return f"needs Landlock with ABI {LANDLOCK_ABI_MIN} (Linux 6.2), which this kernel does not offer"
     if op == Op.LANDLOCK_RULE:
-        return f"{os.fsdecode(data)}: {words.lower()}"
+        return words.lower()
     if op == Op.LANDLOCK_ENFORCE and number == errno.EPERM:
         return "Landlock needs identity.no_new_privs, or CAP_SYS_ADMIN"
     return f"could not be applied: {words}"
@@ -78,11 +79,11 @@ def explain_exec(plan: LaunchPlan, number: int, candidates: list[str], tried: in
         # What was refused, or is there and yet "not found" (then its interpreter is missing).
         there = [path for path in candidates if _is_file(path)]
         if not there:
-            found = f"command: {command!r} was not found in the job's PATH ({plan.env.get('PATH', PATH_FALLBACK)})"
+            found = f"command: {name_of(command)!r} was not found in the job's PATH: give its whole path, or set PATH"
             return found + _sandbox_hint(plan, number)
         if number in _MISSING and executable not in there:
             executable = there[0]
-    path = os.path.join(plan.cwd, executable)
+    path, executable = os.path.join(plan.cwd, executable), name_of(executable)
     try:
         mode = os.stat(path).st_mode
     except OSError as found:
@@ -95,7 +96,7 @@ def explain_exec(plan: LaunchPlan, number: int, candidates: list[str], tried: in
         interpreter = _interpreter(path)
         if interpreter:
             return (
-                f"command: {executable}: its interpreter {interpreter!r} cannot be run: {os.strerror(number)}"
+                f"command: {executable}: its interpreter {name_of(interpreter)!r} cannot be run: {os.strerror(number)}"
                 + _sandbox_hint(plan, number)
             )
     if number == errno.ENOEXEC:
@@ -118,8 +119,8 @@ def _sandbox_hint(plan: LaunchPlan, number: int) -> str:
 
 def _cwd_problem(plan: LaunchPlan, number: int) -> str:
     if number == errno.ENOTDIR:
-        return f"{plan.cwd} is not a directory"
-    return f"{plan.cwd}: {os.strerror(number).lower()}{_sandbox_hint(plan, number)}"
+        return f"{name_of(plan.cwd)} is not a directory"
+    return f"{name_of(plan.cwd)}: {os.strerror(number).lower()}{_sandbox_hint(plan, number)}"
 
 
 def cwd_error(cwd: str) -> int:

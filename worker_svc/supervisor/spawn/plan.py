@@ -8,6 +8,7 @@ import sys
 import threading
 from typing import Final, NamedTuple
 
+from worker_svc.job import name_of
 from worker_svc.job.limits import Identity, ProcessLimits, Sandbox
 from worker_svc.job.spec import CheckedFile
 
@@ -135,13 +136,14 @@ def _open_checked(file: CheckedFile) -> int:
         # O_PATH: needs no permission to read; the kernel checks that to execute when it does.
         fd = os.open(file.path, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
-        raise SpawnFailed(f"{file.field}: {file.path}: {(error.strerror or str(error)).lower()}") from error
+        raise SpawnFailed(f"{file.field}: {name_of(file.path)}: {(error.strerror or str(error)).lower()}") from error
     found = os.fstat(fd)
     if (found.st_dev, found.st_ino, found.st_ctime_ns) == file[2:]:
         return fd
     os.close(fd)
     raise SpawnFailed(
-        f"{file.field}: {file.path} was changed or replaced after the worker's policy allowed it: start the job again"
+        f"{file.field}: {name_of(file.path)} was changed or replaced after the worker's policy allowed it: "
+        "start the job again"
     )
 
 

@@ -142,7 +142,7 @@ class Spawner:
         except SpawnFailed as failure:
             result = failure
         except Exception as error:  # a fault of ours must end one job, not the thread that starts all others
-            result = SpawnFailed(f"the supervisor could not start it: {error!r}")
+            result = SpawnFailed(f"the supervisor could not start it: {type(error).__name__}: {error}")
         del self._attempts[id(token)]
         self._done(token, result)
 

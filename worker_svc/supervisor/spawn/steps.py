@@ -202,7 +202,10 @@ def _landlock_steps(plan: LaunchPlan) -> _Named:
         ("sandbox.read_write_paths", 1, _HARMLESS_DEVICES),
         ("sandbox.private_tmp", 1, ("/tmp",) if sandbox.private_tmp else ()),  # noqa: S108 - it is about that one
     ):
-        named += [(field, _step(Op.LANDLOCK_RULE, writable, data=os.fsencode(path))) for path in paths]
+        named += [
+            (f"{field}: entry {index}", _step(Op.LANDLOCK_RULE, writable, data=os.fsencode(path)))
+            for index, path in enumerate(paths)
+        ]
     return named
 
 
