@@ -33,12 +33,11 @@ from worker_svc.registration import Registration
 from worker_svc.security import Reloader, SecurityError, acceptance, scheduler_context, server_context
 from worker_svc.server import GrpcServer
 from worker_svc.service import Identity, WorkerService
-from worker_svc.supervisor import crashpoints
+from worker_svc.supervisor import crashpoints, statedir
 from worker_svc.supervisor.lockfile import LockFile, LockHeld
 from worker_svc.supervisor.store import StoreError, StoreReader
 from worker_svc.telemetry import TransitionLog, audit_log, set_up_log
 
-LOCK_NAME: Final = "worker.lock"
 # Variables that tell of a user, so that another user's jobs must not find the worker's.
 _OF_A_USER: Final = ("HOME", "USER", "LOGNAME", "SHELL")
 _LOG_RETRY_S: Final = 1.0
@@ -46,6 +45,9 @@ _DEREGISTER_TIMEOUT_S: Final = 2.0
 _WARNINGS: Final = frozenset(
     {
         "supervisor.lost",
+        "supervisor.not_found",
+        "supervisor.shutting_down",
+        "supervisor.silent",
         "supervisor.unavailable",
         "output.degraded",
         "output.cannot_drop_head",
@@ -95,7 +97,7 @@ def _worker_lock(state_dir: Path) -> Iterator[None]:
     """Makes the state directory, and this process the only worker on it. Raises StartError."""
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = LockFile(str(state_dir / LOCK_NAME))
+        lock = LockFile(str(state_dir / statedir.WORKER_LOCK_NAME))
     except OSError as error:
         raise StartError(f"state.dir: {state_dir}: {error.strerror}") from error
     except LockHeld as held:

@@ -20,6 +20,7 @@ PATIENCE_S: Final = 10.0
 _START_TIMEOUT_S: Final = 30.0
 _RETRY_S: Final = 0.05
 _RETRY_MAX_S: Final = 2.0
+_SHUTTING_DOWN: Final = "it was told to (ShutdownWorker), and takes no new job until its last has ended"
 
 
 class SupervisorError(Exception):
@@ -27,7 +28,11 @@ class SupervisorError(Exception):
 
 
 class SupervisorMismatch(SupervisorError):
-    """The supervisor is of another version: to try again is pointless."""
+    """The supervisor is of another version, or another worker's: to try again is pointless."""
+
+
+class NoAnswer(Unavailable):
+    """The supervisor is there and does not answer; the request may or may not be carried out."""
 
 
 class _LinkLost(Exception):
@@ -140,6 +145,7 @@ class SupervisorLink:
             "protocol": frames.PROTOCOL_VERSION,
             "version": version,
             "settings": settings,
+            "exclusive": True,
         }
         self._supervisor_options = supervisor_options
         self._on_sequence = on_sequence
@@ -148,6 +154,9 @@ class SupervisorLink:
         self._connected = asyncio.Event()
         self._lost = asyncio.Event()
         self._is_leaving = False
+        self._is_silent = False
+        self._failure = ""
+        """Why there is no supervisor, as far as is known."""
         self._child: subprocess.Popen[bytes] | None = None
         self.info: dict[str, Any] = {}
         """What the supervisor said of itself: pid, started_ns, state_id, seq."""
@@ -160,6 +169,7 @@ class SupervisorLink:
             failure = await self._try_connect()
             if not failure:
                 return
+            self._failure = failure
             if loop.time() > deadline:
                 raise SupervisorError(failure)
             # Another one holds the directory's lock and is not listening yet, or is just leaving.
@@ -170,6 +180,8 @@ class SupervisorLink:
         connected = await self._open_socket()
         if connected is None:
             failure = await self._start_supervisor()
+            if failure and failure != self._failure:
+                self._on_event("supervisor.not_found", reason=failure)
             connected = await self._open_socket()
             if connected is None:
                 return failure or f"the supervisor in {self._state_dir} does not listen"
@@ -181,9 +193,12 @@ class SupervisorLink:
         try:
             async with asyncio.timeout(PATIENCE_S):
                 self.info = await protocol.ask(self._hello, b"")
-        except (_LinkLost, TimeoutError):
+        except _LinkLost:
             protocol.close()
-            return f"the supervisor in {self._state_dir} does not answer"
+            return f"the supervisor in {self._state_dir} hung up"
+        except TimeoutError:
+            protocol.close()
+            raise SupervisorError(_silence(_peer_pid(connected))) from None
         except SupervisorMismatch:
             protocol.close()
             raise
@@ -191,7 +206,10 @@ class SupervisorLink:
             return f"the supervisor in {self._state_dir} has gone again"
         self._protocol = protocol
         self._connected.set()
+        self._failure, self._is_silent = "", False
         self._on_event("supervisor.connected", pid=self.info["pid"], sequence=self.info["seq"])
+        if self.info.get("is_shutting_down"):
+            self._on_event("supervisor.shutting_down", pid=self.info["pid"], reason=_SHUTTING_DOWN)
         self._on_sequence(int(self.info["seq"]))
         return ""
 
@@ -214,6 +232,7 @@ class SupervisorLink:
                 except SupervisorMismatch:
                     raise
                 except SupervisorError as error:
+                    self._failure = str(error)
                     self._on_event("supervisor.unavailable", reason=str(error), retry_in_s=retry_s)
                     await asyncio.sleep(retry_s)
                     retry_s = min(_RETRY_MAX_S, retry_s * 2)
@@ -224,7 +243,9 @@ class SupervisorLink:
         self._is_leaving = True
         return answer
 
-    async def ask(self, op: str, body: bytes = b"", *, is_idempotent: bool, **fields: Any) -> dict[str, Any]:
+    async def ask(
+        self, op: str, body: bytes = b"", *, is_idempotent: bool, patience_s: float = PATIENCE_S, **fields: Any
+    ) -> dict[str, Any]:
         """Asks the supervisor and returns its answer.
 
         A request that can be carried out twice without harm is repeated when the link breaks. Raises the JobError
@@ -232,9 +253,12 @@ class SupervisorLink:
         """
         header = {"op": op, **fields}
         while True:
-            protocol = await self._wait_connected()
+            protocol = await self._wait_connected(patience_s)
             try:
-                return await protocol.ask(header, body)
+                async with asyncio.timeout(patience_s):
+                    return await protocol.ask(header, body)
+            except TimeoutError:
+                raise NoAnswer(self._on_silence()) from None
             except _LinkLost:
                 if not is_idempotent:
                     raise Unavailable(
@@ -243,14 +267,22 @@ class SupervisorLink:
                 header.pop("new", None)
                 self._on_link_lost(protocol)
 
-    async def _wait_connected(self) -> _Protocol:
+    async def _wait_connected(self, patience_s: float) -> _Protocol:
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(patience_s):
                 await self._connected.wait()
         except TimeoutError:
-            raise Unavailable("the worker has no supervisor just now: try again") from None
+            raise Unavailable(f"the worker has no supervisor just now: {self._failure or 'try again'}") from None
         assert self._protocol is not None
         return self._protocol
+
+    def _on_silence(self) -> str:
+        """What to say of it; the log is told once."""
+        reason = _silence(self.info["pid"])
+        if not self._is_silent:
+            self._on_event("supervisor.silent", pid=self.info["pid"], reason=reason)
+        self._is_silent = True
+        return reason
 
     def _on_link_lost(self, protocol: _Protocol) -> None:
         if protocol is not self._protocol:
@@ -267,8 +299,11 @@ class SupervisorLink:
             self._child.returncode = 0  # it is meant to outlive us: no warning that it still runs
 
     async def _open_socket(self) -> socket.socket | None:
-        """A connection to the socket in the state directory, or None if nobody listens there."""
-        folder = os.open(self._state_dir, os.O_RDONLY | os.O_DIRECTORY)
+        """A connection to the socket in the state directory; None: nobody listens there. Raises SupervisorError."""
+        try:
+            folder = os.open(self._state_dir, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise SupervisorError(f"state.dir: {self._state_dir}: {error.strerror}") from error
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             # By way of /proc: the path of a socket is limited to 107 bytes (unix(7)).
@@ -331,6 +366,21 @@ def _spawn_supervisor(state_dir: Path, ready_fd: int, options: Sequence[str]) ->
             pass_fds=(ready_fd,),
             start_new_session=True,
         )
+
+
+def _peer_pid(connected: socket.socket) -> int:
+    return int.from_bytes(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4), sys.byteorder)
+
+
+def _silence(pid: int) -> str:
+    """Of a supervisor that does not answer."""
+    why = "it is busy, or its disk does not answer: ask again"
+    try:
+        if Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"T", b"t"):
+            why = f"a signal made it stand still, jobs run on: `kill -CONT {pid}` lets it go on"
+    except OSError:  # it has ended: the link will tell
+        why = "it has ended: ask again"
+    return f"the supervisor (pid {pid}) does not answer: {why}"
 
 
 def _private(path: str, flags: int) -> int:

@@ -34,7 +34,7 @@ from worker_svc.job import (
     check_labels,
     name_of,
 )
-from worker_svc.link import SupervisorLink
+from worker_svc.link import NoAnswer, SupervisorLink
 from worker_svc.messages.defaults import Defaults
 from worker_svc.output import OutputReader
 from worker_svc.output import Start as OutputStart
@@ -114,20 +114,19 @@ class WorkerService(GuardedService):
         if not start.job_id:
             header["new"] = True
         try:
-            async with asyncio.timeout(START_ANSWER_S):
-                answer = await self._link.ask("start", start.stdin, is_idempotent=True, **header)
+            answer = await self._link.ask("start", start.stdin, is_idempotent=True, patience_s=START_ANSWER_S, **header)
         except JobExists as error:
             raise self._taken(job_id) or error from None
-        except TimeoutError:
-            self._check_is_starting(job_id)
+        except NoAnswer as silence:
+            self._check_is_starting(job_id, silence)
             return pb.StartJobRes(job_id=job_id, state=pb.JobState(JobState.STARTING))
         return pb.StartJobRes(job_id=job_id, state=pb.JobState(answer["state"]), existed=answer["existed"])
 
-    def _check_is_starting(self, job_id: str) -> None:
+    def _check_is_starting(self, job_id: str, silence: NoAnswer) -> None:
         """Raises Unavailable where it is not the program that keeps the supervisor from answering."""
         record = self._reader.get(job_id)
         if record is None or record.owner != CALL.get().caller.identity or record.state is not JobState.STARTING:
-            raise Unavailable(f"the supervisor does not answer: ask again, for the job id {job_id}, and it starts once")
+            raise Unavailable(f"{silence}; ask again for the job id {job_id}, and it starts once")
 
     def _taken(self, job_id: str) -> JobExists | None:
         """What an admin may be told of an id that is taken: whose job it is. To others every id is taken in one way."""
@@ -318,7 +317,7 @@ class WorkerService(GuardedService):
             slots=self._identity.slots,
             queue_length=self._identity.queue_length,
             uptime=timedelta(seconds=time.monotonic() - self._identity.started_monotonic_s),
-            draining=self.is_draining,
+            draining=self.is_draining or status.get("is_shutting_down", False),
         )
 
     # What they have in common

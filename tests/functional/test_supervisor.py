@@ -1035,26 +1035,40 @@ def test_sigterm_without_jobs(supervisor: SupervisorProcess) -> None:
 
 
 def test_sigterm_with_jobs(supervisor: SupervisorProcess, tmp_path: Path) -> None:
-    """It takes no new ones and leaves with the last; a client may try again, then with the next supervisor."""
+    """It leaves with the last, and takes new ones until then: it may have been a job that signalled its parent."""
     supervisor.run("j", programs.until_exists(tmp_path / "go", 3))
-    os.kill(supervisor.pid, signal.SIGTERM)
+    assert supervisor.finish("k", ["sh", "-c", "kill -TERM $PPID"]).outcome is Outcome.SUCCEEDED
     eventually_sync(lambda: "supervisor.asked_to_leave" in supervisor.log())
-    with pytest.raises(Refused) as caught:
-        supervisor.run("k", programs.TRUE)
-    assert caught.value.code == "unavailable"
-    assert supervisor.client.ask("status")["running"] == 1
+    assert supervisor.finish("l", programs.exits(5)).exit_code == 5
+    status = supervisor.client.ask("status")
+    assert (status["running"], status["is_shutting_down"]) == (1, False)
     (tmp_path / "go").touch()
     assert supervisor.wait_exit() == 0
     assert supervisor.record("j").exit_code == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_signals_meant_for_others(supervisor: SupervisorProcess, number: int) -> None:
+def test_signals_meant_for_others(supervisor: SupervisorProcess) -> None:
+    """None that can be caught ends it or makes it stand still, and jobs get none of its handlers."""
     supervisor.run("j", programs.SLEEP)
-    for _ in range(3):
+    faults = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+    for number in signal.valid_signals() - faults - {signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM}:
         os.kill(supervisor.pid, number)
-    assert supervisor.client.ask("status")["running"] == 1
+        assert supervisor.client.ask("status")["running"] == 1, signal.Signals(number)
     assert is_alive(supervisor.record("j").pid)
+    assert supervisor.finish("k", ["sh", "-c", "kill -USR1 $$"]).signal == signal.SIGUSR1
+
+
+def test_shutting_down_is_told(supervisor: SupervisorProcess) -> None:
+    """To whoever asks for a job, for the status, or connects."""
+    supervisor.run("j", programs.SLEEP)
+    supervisor.client.ask("shutdown")
+    with pytest.raises(Refused, match="was told to shut down .* takes no new job") as caught:
+        supervisor.run("k", programs.TRUE)
+    assert caught.value.code == "unavailable"
+    assert supervisor.client.ask("status")["is_shutting_down"]
+    other = SocketClient(supervisor.path)
+    assert other.hello()["is_shutting_down"]
+    other.close()
 
 
 def test_shutdown(supervisor: SupervisorProcess) -> None:

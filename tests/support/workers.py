@@ -267,9 +267,10 @@ class SocketClient:
         self.sequence = 0
         """Of the latest doorbell."""
 
-    def hello(self, **settings: Any) -> dict[str, Any]:
+    def hello(self, *, exclusive: bool = False, **settings: Any) -> dict[str, Any]:
         settings = {"slots": 1000, "queue_length": 1000, "base_env": BASE_ENV, "idle_exit_s": 60.0, **settings}
-        return self.ask("hello", protocol=frames.PROTOCOL_VERSION, version="test", settings=settings)
+        protocol = frames.PROTOCOL_VERSION
+        return self.ask("hello", protocol=protocol, version="test", settings=settings, exclusive=exclusive)
 
     def ask(self, op: str, body: bytes = b"", **fields: Any) -> dict[str, Any]:
         """Raises Refused."""

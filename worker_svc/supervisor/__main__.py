@@ -16,16 +16,16 @@ import sys
 from typing import Final
 
 from worker_svc import frames
-from worker_svc.supervisor import crashpoints, own_limits
-from worker_svc.supervisor.connections import listen
+from worker_svc.supervisor import crashpoints, identity, own_limits, statedir
 from worker_svc.supervisor.containment import Containment, ContainmentError
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.lockfile import LockFile, LockHeld
 from worker_svc.supervisor.loop import Supervisor
-from worker_svc.supervisor.store import JobStore, StoreError, directory_identity
+from worker_svc.supervisor.store import JobStore, StoreError
 
-LOCK_NAME: Final = "supervisor.lock"
 _LOG_MAX_BYTES: Final = 1024 * 1024
+# What it sends to a process whose own instructions failed: to go on would be to run into them again, without end.
+_OF_THE_KERNEL: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
 
 
 def main(argv: list[str]) -> int:
@@ -35,11 +35,14 @@ def main(argv: list[str]) -> int:
     try:
         _prepare_process(state_dir)
         inherited = own_limits.claim()
-        lock = LockFile(f"{state_dir}/{LOCK_NAME}")
+        lock = LockFile(f"{state_dir}/{statedir.SUPERVISOR_LOCK_NAME}", with_directory=True)
         note("supervisor.starting", pid=os.getpid())
         crashpoints.arm(state_dir)
+        wrong = statedir.what_is_wrong(state_dir)
+        if wrong:
+            raise StoreError(wrong)
         store = JobStore(state_dir)
-        is_original = _is_original(store, state_dir)
+        is_original = identity.is_original(store, state_dir)
         if not is_original:
             store.renew_state_id()  # the processes marked with the old one are the original's
         containment = Containment(
@@ -52,17 +55,16 @@ def main(argv: list[str]) -> int:
         supervisor = Supervisor(
             state_dir,
             store,
-            listen(state_dir),
+            lock,
             signals,
             containment,
             spawner=options.get("--spawner", ""),
             inherited=inherited,
             owns_processes=is_original,
         )
-        if store.get_meta("directory") != directory_identity(state_dir):  # a full disk must not keep us from starting
-            store.set_meta("directory", directory_identity(state_dir))
+        identity.remember(store, state_dir)
     except LockHeld as held:
-        _tell(ready_fd, f"failed: {state_dir} has a supervisor already (pid {held.pid})")
+        _tell(ready_fd, f"failed: {state_dir} has a supervisor already (pid {held.pid}){_call(held.pid, state_dir)}")
         return frames.EXIT_LOCKED
     except (OSError, StoreError, ContainmentError, sqlite3.Error) as error:
         note("supervisor.failed", reason=str(error))
@@ -73,7 +75,6 @@ def main(argv: list[str]) -> int:
     # Whatever start-up made is here to stay: to walk it again and again would be for nothing.
     gc.freeze()
     supervisor.run()
-    os.unlink(f"{state_dir}/{frames.SOCKET_NAME}")
     containment.close()
     store.close()
     note("supervisor.left")
@@ -95,32 +96,39 @@ def _prepare_process(state_dir: str) -> None:
         os.ftruncate(log, 0)
     os.dup2(log, 2)
     os.close(log)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}:
-        if number < signal.SIGRTMIN:
-            signal.signal(number, signal.SIG_DFL)
-    # Not SIG_IGN, which jobs would inherit through exec (signal(7)).
-    for number in (signal.SIGHUP, signal.SIGINT):
+    # A job that signals its parent, or an operator whole groups of processes, must not end what holds all jobs. Not
+    # SIG_IGN, which jobs would inherit through exec (signal(7)). SIGPIPE is ignored by Python.
+    for number in signal.valid_signals() - _OF_THE_KERNEL - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}:
         signal.signal(number, _on_nothing)
+    for number in _OF_THE_KERNEL:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 def _on_nothing(number: int, frame: object) -> None:
-    """Jobs outlive a terminal that hangs up and a Ctrl-C meant for the worker."""
+    """What there is to do is done by the loop, which the wakeup fd tells."""
 
 
 def _signal_fd() -> int:
-    """The numbers of signals: SIGTERM, to leave as soon as no job is left; SIGCHLD, since orphans fall to us."""
+    """The numbers of the signals that come: the loop knows those that mean something."""
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
-    signal.signal(signal.SIGTERM, _on_nothing)
-    signal.signal(signal.SIGCHLD, _on_nothing)
     signal.set_wakeup_fd(sender.detach(), warn_on_full_buffer=False)
     return receiver.detach()
 
 
-def _is_original(store: JobStore, state_dir: str) -> bool:
-    """Whether this is the directory the store was made in, not a copy."""
-    return store.get_meta("directory") in (None, directory_identity(state_dir))
+def _call(pid: str, state_dir: str) -> str:
+    """Has the supervisor that holds the directory put back what was removed of it. Returns what to say of it."""
+    ours = (frames.SOCKET_NAME, statedir.SUPERVISOR_LOCK_NAME)
+    gone = [name for name in ours if not os.path.lexists(f"{state_dir}/{name}")]
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            command = file.read()
+        if b"worker_svc.supervisor" in command and os.fsencode(state_dir) in command:
+            os.kill(int(pid), signal.SIGHUP)
+    except (OSError, ValueError):  # it is of another PID namespace, or has just ended
+        return ""
+    return f": {' and '.join(gone)} was removed, and it has been told to make that anew" if gone else ""
 
 
 def _mark_secret(store: JobStore) -> bytes:

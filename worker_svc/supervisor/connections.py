@@ -15,6 +15,7 @@ _RECEIVE_BYTES: Final = 256 * 1024
 # A worker that does not read its answers is not read from either, beyond this much.
 _UNSENT_MAX_BYTES: Final = 1024 * 1024
 _BACKLOG: Final = 64
+_UCRED: Final = struct.Struct("3i")
 
 
 def listen(state_dir: str) -> socket.socket:
@@ -39,9 +40,14 @@ def listen(state_dir: str) -> socket.socket:
 
 def peer_is_trusted(connected: socket.socket) -> bool:
     """Whether the peer is root or who we are (SO_PEERCRED, unix(7)): the directory's mode is not the only guard."""
-    raw = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, uid, _ = struct.unpack("3i", raw)
-    return uid in (0, os.geteuid())
+    return _peer(connected)[1] in (0, os.geteuid())
+
+
+def _peer(connected: socket.socket) -> tuple[int, int, int]:
+    """Its process, user and group when it connected."""
+    raw = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, uid, gid = _UCRED.unpack(raw)
+    return pid, uid, gid
 
 
 class Connection:
@@ -58,6 +64,7 @@ class Connection:
         self.greeted = False
         self.closed = False
         self.fd = connected.fileno()
+        self.pid = _peer(connected)[0]
         epoll.register(self.fd, self._events)
 
     def receive(self) -> list[frames.Frame]:
@@ -77,6 +84,14 @@ class Connection:
             note("connection.refused", reason=str(error))
             self.close()
             return []
+
+    def is_hung_up(self) -> bool:
+        """Also before `receive` finds out."""
+        if self.closed:
+            return True
+        poll = select.poll()
+        poll.register(self.fd, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def send(self, header: dict[str, Any]) -> None:
         """Queues a frame; `flush` sends it."""

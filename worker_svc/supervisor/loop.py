@@ -12,15 +12,18 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
+from worker_svc import frames
 from worker_svc.job import ProcessLimits
-from worker_svc.supervisor import crashpoints
-from worker_svc.supervisor.connections import Connection, peer_is_trusted
+from worker_svc.supervisor import crashpoints, statedir
+from worker_svc.supervisor.connections import Connection, listen, peer_is_trusted
 from worker_svc.supervisor.containment import Containment
 from worker_svc.supervisor.jobs import Jobs
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.ledger import Ledger
+from worker_svc.supervisor.lockfile import LockFile, LockHeld
 from worker_svc.supervisor.mailbox import Mailbox
 from worker_svc.supervisor.recovery import recover
 from worker_svc.supervisor.requests import Requests
@@ -39,7 +42,7 @@ class Supervisor:
         self,
         state_dir: str,
         store: JobStore,
-        listener: socket.socket,
+        lock: LockFile,
         signals: int,
         containment: Containment,
         *,
@@ -48,8 +51,10 @@ class Supervisor:
         owns_processes: bool,
     ) -> None:
         """`signals` is the read end of signal.set_wakeup_fd; `spawner` forces an implementation, empty: the best."""
+        self._state_dir = state_dir
         self._store = store
-        self._listener = listener
+        self._lock = lock
+        self._listener: socket.socket | None = None
         self._signals = signals
         self._ledger = Ledger(store)
         self._timers = Timers()
@@ -63,14 +68,15 @@ class Supervisor:
         self._idle_since_ns = time.monotonic_ns()
         self._noted_failure = ""
         """The last that was said of the store: it is tried again four times a second."""
+        self._is_asked_to_leave = False
         self._handlers: dict[int, Callable[[], None]] = {
-            listener.fileno(): self._accept,
             signals: self._on_signal,
             mailbox.bell: mailbox.open,
             containment.events_fd: self._jobs.endings.on_tree_events,
         }
         for fd in self._handlers:
             self._epoll.register(fd, select.EPOLLIN)
+        self._listen()
         recover(self._jobs, store, owns_processes=owns_processes)
         self._settle()
 
@@ -80,6 +86,8 @@ class Supervisor:
             self._turn()
         for connection in list(self._connections.values()):
             connection.close()
+        if self._has_socket():
+            os.unlink(self._socket_path)
         self._epoll.close()
 
     def _turn(self) -> None:
@@ -165,7 +173,7 @@ class Supervisor:
         return bool(self._jobs) or bool(self._jobs.endings) or self._ledger.is_behind
 
     def _is_done(self) -> bool:
-        if self._requests.leave_when_idle:
+        if self._requests.is_shutting_down or self._is_asked_to_leave:
             return not self._has_work()
         return self._is_idle() and time.monotonic_ns() - self._idle_since_ns >= self._idle_exit_ns
 
@@ -173,11 +181,51 @@ class Supervisor:
         numbers = os.read(self._signals, 4096)
         if signal.SIGCHLD in numbers:
             self._timers.attempt(self._jobs.endings.on_child_died)
+        if signal.SIGHUP in numbers:
+            self._mend()
         if signal.SIGTERM in numbers:
+            # Of anybody: a job's `kill $PPID`, too. Until the moment without jobs comes, all goes on.
             note("supervisor.asked_to_leave", jobs=len(self._jobs))
-            self._requests.leave_when_idle = True
+            self._is_asked_to_leave = True
+
+    def _mend(self) -> None:
+        """Makes anew what was removed of the state directory by hand: others must find us there."""
+        anew: list[str] = []
+        try:
+            if self._lock.mend():
+                anew.append(statedir.SUPERVISOR_LOCK_NAME)
+            if not self._has_socket():
+                self._listen()
+                anew.append(frames.SOCKET_NAME)
+        except (OSError, LockHeld) as error:
+            note("supervisor.not_mended", reason=str(error))
+        if anew:
+            note("supervisor.mended", made_anew=anew)
+
+    @property
+    def _socket_path(self) -> str:
+        return f"{self._state_dir}/{frames.SOCKET_NAME}"
+
+    def _has_socket(self) -> bool:
+        """Whether the socket that others find is ours."""
+        try:
+            return os.path.samestat(os.stat(self._socket_path), self._socket_found)
+        except FileNotFoundError:
+            return False
+
+    def _listen(self) -> None:
+        """In place of an earlier socket. Raises OSError."""
+        listener = listen(self._state_dir)
+        self._socket_found = os.stat(self._socket_path)
+        if self._listener is not None:
+            del self._handlers[self._listener.fileno()]
+            self._listener.close()  # and epoll forgets it
+        self._listener = listener
+        self._handlers[listener.fileno()] = self._accept
+        self._epoll.register(listener.fileno(), select.EPOLLIN)
 
     def _accept(self) -> None:
+        assert self._listener is not None
         try:
             connected, _ = self._listener.accept()
         except ConnectionAbortedError:
@@ -186,7 +234,7 @@ class Supervisor:
             # No fd is free. The connection would be reported again at once and for ever: let it wait.
             note("connection.not_accepted", reason=str(error))
             self._epoll.unregister(self._listener.fileno())
-            self._timers.after(_ACCEPT_RETRY_S, self._listen_again)
+            self._timers.after(_ACCEPT_RETRY_S, partial(self._listen_again, self._listener))
             return
         if not peer_is_trusted(connected):
             note("connection.refused", reason="the peer is another user")
@@ -195,8 +243,9 @@ class Supervisor:
         connection = Connection(connected, self._epoll)
         self._connections[connection.fd] = connection
 
-    def _listen_again(self) -> None:
-        self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+    def _listen_again(self, listener: socket.socket) -> None:
+        if listener is self._listener:
+            self._epoll.register(listener.fileno(), select.EPOLLIN)
 
     def _on_connection(self, connection: Connection, events: int) -> None:
         if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):

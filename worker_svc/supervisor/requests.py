@@ -36,14 +36,16 @@ from worker_svc.supervisor.store import JobStore
 from worker_svc.supervisor.wellformed import check_spec
 
 VERSION_MISMATCH: Final = "version"
+SECOND_WORKER: Final = "second_worker"
 
 
 class Requests:
     def __init__(self, jobs: Jobs, store: JobStore, ledger: Ledger) -> None:
         self._jobs = jobs
         self._started_ns = time.time_ns()
-        self.leave_when_idle = False
-        """Whether the supervisor was asked to go away once no job is left."""
+        self.is_shutting_down = False
+        """Whether it goes away once no job is left, and takes none."""
+        self._worker: Connection | None = None
         self._store = store
         self._ledger = ledger
         self._handlers = {
@@ -97,6 +99,14 @@ class Requests:
             note("connection.refused", reason=text)
             connection.send({"r": request, "error": VERSION_MISMATCH, "text": text})
             return
+        if header.get("exclusive"):
+            other = self._worker
+            if other is not None and other.pid != connection.pid and not other.is_hung_up():
+                text = f"state.dir: is in use by another worker (pid {other.pid}): end that one, or set another"
+                note("connection.refused", reason=text)
+                connection.send({"r": request, "error": SECOND_WORKER, "text": text})
+                return
+            self._worker = connection
         settings = Settings.from_json(header["settings"])
         if settings != self._jobs.settings:
             self._keep(settings)
@@ -107,6 +117,7 @@ class Requests:
             "started_ns": self._started_ns,
             "state_id": self._store.state_id,
             "seq": self._store.sequence,
+            "is_shutting_down": self.is_shutting_down,
         }
         connection.send({"r": request, "ok": ok})
 
@@ -136,8 +147,11 @@ class Requests:
                 return
         if self._ledger.failure:
             raise ResourceExhausted(f"no job can be recorded now: {self._ledger.failure}")
-        if self.leave_when_idle:
-            raise Unavailable("the supervisor is on its way out and takes no new job: try again")
+        if self.is_shutting_down:
+            raise Unavailable(
+                f"the supervisor was told to shut down (ShutdownWorker), takes no new job and leaves when the "
+                f"{len(self._jobs)} it has have ended: a worker that is started then takes jobs again"
+            )
         spec = JobSpec.from_json(frame.header["spec"])
         check_spec(spec)
         job = LiveJob(job_id, fingerprint, time.time_ns(), owner)
@@ -216,12 +230,13 @@ class Requests:
             "spawner": self._jobs.spawner.implementation,
             "unenforceable": self._jobs.containment.unenforceable(),
             "can_drop_head": self._jobs.can_drop_head,
+            "is_shutting_down": self.is_shutting_down,
         }
         connection.send({"r": request, "ok": ok})
 
     def _shutdown(self, connection: Connection, request: int, frame: frames.Frame) -> None:
         note("supervisor.asked_to_leave", jobs=len(self._jobs), stop_jobs=bool(frame.header.get("stop_jobs")))
-        self.leave_when_idle = True
+        self.is_shutting_down = True
         if frame.header.get("stop_jobs"):
             self._jobs.stop_all()
         self._ledger.then(partial(connection.send, {"r": request, "ok": {"jobs": len(self._jobs)}}))

@@ -26,6 +26,7 @@ from worker_svc.supervisor.store_rows import (
     StoreError,
     record_from_row,
     transition_from_row,
+    uri_of,
 )
 
 __all__ = [
@@ -36,7 +37,6 @@ __all__ = [
     "LiveRow",
     "StoreError",
     "StoreReader",
-    "directory_identity",
     "output_path",
     "record_from_row",
     "stderr_path",
@@ -51,16 +51,10 @@ class StoreReader:
 
     def __init__(self, state_dir: str) -> None:
         """Raises StoreError."""
-        from urllib.parse import (
-            quote,
-        )  # not at the top: the supervisor, which imports this too, has no need of it
-
         path = f"{state_dir}/{STORE_NAME}"
         try:
             # Not mode=ro: a WAL reader must be able to write the shared-memory index.
-            self._db = sqlite3.connect(
-                f"file:{quote(path)}?mode=rw", uri=True, isolation_level=None, check_same_thread=False
-            )
+            self._db = sqlite3.connect(uri_of(path, "mode=rw"), uri=True, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA query_only=ON")
             self._db.execute("PRAGMA cache_size=-512")
             self._db.execute("PRAGMA busy_timeout=5000")
@@ -335,13 +329,3 @@ def output_path(state_dir: str, job_id: str) -> str:
 
 def stderr_path(state_dir: str, job_id: str) -> str:
     return f"{state_dir}/output/{job_id}.err"
-
-
-def directory_identity(state_dir: str) -> str:
-    """Tells a copy of a state directory from the original: this machine, the file system, the directory's inode."""
-    try:
-        with open("/etc/machine-id", encoding="ascii") as file:
-            machine = file.read().strip()
-    except FileNotFoundError:
-        machine = ""
-    return f"{machine}:{os.statvfs(state_dir).f_fsid}:{os.stat(state_dir).st_ino}"

@@ -110,6 +110,11 @@ class StoreError(Exception):
     """The store cannot be used as it is; the text says what is wrong and what to do."""
 
 
+def uri_of(path: str, options: str) -> str:
+    """For sqlite3.connect (https://sqlite.org/uri.html); urllib would cost the supervisor memory."""
+    return "file:" + path.replace("%", "%25").replace("?", "%3f").replace("#", "%23") + "?" + options
+
+
 def record_from_row(row: tuple[Any, ...]) -> JobRecord:
     ordinal, job_id, spec, state, last_sequence, accepted_ns, fingerprint, outcome, *rest = row
     return JobRecord(

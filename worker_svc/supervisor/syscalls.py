@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from typing import Final
 
 # inotify(7)
@@ -17,6 +18,10 @@ IN_ONESHOT: Final = 0x80000000
 # fallocate(2)
 _FALLOC_FL_KEEP_SIZE: Final = 0x01
 _FALLOC_FL_PUNCH_HOLE: Final = 0x02
+
+# statx(2)
+_AT_FDCWD: Final = -100
+_STATX_BTIME: Final = 0x800
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _fallocate: Final = _libc.fallocate64 if hasattr(_libc, "fallocate64") else _libc.fallocate
@@ -45,3 +50,16 @@ def inotify_rm_watch(fd: int, watch: int) -> None:
 def punch_hole(fd: int, offset: int, length: int) -> None:
     """Gives bytes of a file back to the file system; its size stays, they read as zeros. Raises OSError."""
     _check(_fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length))
+
+
+def birth_ns(path: bytes) -> int | None:
+    """When a file was made: nobody can set that, so a copy tells another time. None: its file system does not know.
+
+    statx(2): the mask at 0 says what is known, stx_btime is at 80 (seconds, then nanoseconds).
+    """
+    found = ctypes.create_string_buffer(256)
+    if not hasattr(_libc, "statx"):
+        return None
+    _check(_libc.statx(_AT_FDCWD, path, 0, _STATX_BTIME, found))
+    (mask,), (seconds, ns) = struct.unpack_from("=I", found, 0), struct.unpack_from("=qI", found, 80)
+    return seconds * 1_000_000_000 + ns if mask & _STATX_BTIME else None

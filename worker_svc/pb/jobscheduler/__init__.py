@@ -747,7 +747,9 @@ class GetWorkerRes(betterproto.Message):
     """The latest sequence number given out."""
 
     draining: bool = betterproto.bool_field(24)
-    """Whether it is on its way out and takes no new calls."""
+    """
+    Whether it, or after ShutdownWorker its supervisor, is on its way out and takes no new jobs.
+    """
 
     can_drop_head: bool = betterproto.bool_field(25)
     """

@@ -6,11 +6,13 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from worker_svc.job import name_of
 from worker_svc.job.limits import Identity, ProcessLimits, Sandbox
 from worker_svc.job.spec import CheckedFile
+from worker_svc.supervisor.journal import note
 
 PATH_FALLBACK: Final = "/usr/local/bin:/usr/bin:/bin"
 # Of a thread that starts processes: address space, of which some pages are ever touched.
@@ -117,7 +119,13 @@ class Files:
 
     def _create(self, path: str) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = self._keep(os.open(path, flags, 0o600))
+        try:
+            fd = self._keep(os.open(path, flags, 0o600))
+        except FileNotFoundError:  # somebody removed the folder: the next job needs it no less
+            with suppress(FileExistsError):
+                os.mkdir(os.path.dirname(path), 0o700)
+            note("output.folder_made_anew", folder=os.path.dirname(path))
+            fd = self._keep(os.open(path, flags, 0o600))
         self._made.append(path)
         return fd
 
@@ -127,7 +135,8 @@ class Files:
 
     def unlink(self) -> None:
         for path in self._made:
-            os.unlink(path)
+            with suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 def _open_checked(file: CheckedFile) -> int:

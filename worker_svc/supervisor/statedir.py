@@ -1,0 +1,86 @@
+"""What a directory holds: a store of ours, what is left of one, or what we must not touch. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from typing import Final
+
+from worker_svc import frames
+from worker_svc.supervisor import crashpoints
+from worker_svc.supervisor.store_rows import STORE_NAME, uri_of
+
+SUPERVISOR_LOCK_NAME: Final = "supervisor.lock"
+WORKER_LOCK_NAME: Final = "worker.lock"
+OUTPUT_NAME: Final = "output"
+
+_WAL_NAME: Final = f"{STORE_NAME}-wal"
+# What is made before there is a store, by a start that may have ended half-way; and what file systems come with.
+_BEFORE_A_STORE: Final = frozenset(
+    {
+        SUPERVISOR_LOCK_NAME, WORKER_LOCK_NAME, OUTPUT_NAME, STORE_NAME, f"{STORE_NAME}-journal",
+        frames.SUPERVISOR_LOG_NAME, frames.SOCKET_NAME, crashpoints.FILE_NAME, crashpoints.WORKER_FILE_NAME,
+        crashpoints.REACHED_NAME, "lost+found",
+    }
+)  # fmt: skip
+_SHOWN: Final = 3
+
+
+def has_store(state_dir: str) -> bool:
+    return _size(f"{state_dir}/{STORE_NAME}") > 0
+
+
+def what_is_wrong(state_dir: str) -> str:
+    """With the store in a directory that is there; empty: it is ours, or there has been none yet. Raises OSError."""
+    path = f"{state_dir}/{STORE_NAME}"
+    if has_store(state_dir):
+        return _what_is_not_ours(path)
+    left = [name for name in (_WAL_NAME, frames.CURSOR_NAME) if _size(f"{state_dir}/{name}")]
+    output = f"{state_dir}/{OUTPUT_NAME}"
+    if os.path.isdir(output) and os.listdir(output):
+        left.append(f"{OUTPUT_NAME}/")
+    if not left:
+        return ""
+    found = "is empty" if os.path.lexists(path) else "is missing"
+    return (
+        f"{path}: {found}, though there were jobs here ({', '.join(left)}): put it back, or begin anew without what it "
+        "knew, in another directory or by moving the rest of this one away"
+    )
+
+
+def foreign_names(state_dir: str) -> list[str]:
+    """What is in a directory without a store that is not there because of us. Raises OSError."""
+    return sorted(set(os.listdir(state_dir)) - _BEFORE_A_STORE)
+
+
+def shown(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _what_is_not_ours(path: str) -> str:
+    if not os.path.isfile(path) or os.path.islink(path):
+        return f"{path}: is no file: another program's? Name another state directory"
+    try:
+        # Immutable: without locks, and without looking at what a worker that runs has yet to write into it.
+        db = sqlite3.connect(uri_of(path, "mode=ro&immutable=1"), uri=True)
+        try:
+            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        finally:
+            db.close()
+    except sqlite3.DatabaseError as error:
+        # All other errors can pass, and are told where it is opened for good.
+        if error.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
+            return ""
+        return f"{path}: is no database (any more): put it back from a copy, or move it away with all that is beside it"
+    # Without any the store was just made: they are in the write-ahead log, or the first start ended half-way.
+    if not tables or tables >= {"meta", "jobs", "events"}:
+        return ""
+    return f"{path}: is another program's database: name another state directory"
+
+
+def _size(path: str) -> int:
+    try:
+        return os.lstat(path).st_size
+    except FileNotFoundError:
+        return 0
