@@ -18,7 +18,6 @@ from worker_svc.supervisor.store import (
     JobStore,
     StoreError,
     StoreReader,
-    directory_identity,
 )
 
 NEW, QUEUED, STARTING, RUNNING, STOPPING, FINISHED = JobState
@@ -334,15 +333,6 @@ def test_a_directory_with_odd_characters(tmp_path: Path) -> None:
     assert reader.get("j") is not None
     reader.close()
     store.close()
-
-
-def test_a_copy_of_a_directory_is_told_from_the_original(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-    before = directory_identity(str(tmp_path / "a"))
-    assert before != directory_identity(str(tmp_path / "b"))
-    (tmp_path / "a").rename(tmp_path / "moved")
-    assert directory_identity(str(tmp_path / "moved")) == before
 
 
 def test_a_full_disk_takes_nothing_back_that_was_committed(tmp_path: Path) -> None:
