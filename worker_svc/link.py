@@ -374,12 +374,12 @@ def _peer_pid(connected: socket.socket) -> int:
 
 def _silence(pid: int) -> str:
     """Of a supervisor that does not answer."""
-    why = "it is busy, or its disk does not answer: ask again"
+    why = "it is busy, or its disk is"
     try:
         if Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"T", b"t"):
             why = f"a signal made it stand still, jobs run on: `kill -CONT {pid}` lets it go on"
     except OSError:  # it has ended: the link will tell
-        why = "it has ended: ask again"
+        why = "it has ended"
     return f"the supervisor (pid {pid}) does not answer: {why}"
 
 

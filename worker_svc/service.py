@@ -126,7 +126,7 @@ class WorkerService(GuardedService):
         """Raises Unavailable where it is not the program that keeps the supervisor from answering."""
         record = self._reader.get(job_id)
         if record is None or record.owner != CALL.get().caller.identity or record.state is not JobState.STARTING:
-            raise Unavailable(f"{silence}; ask again for the job id {job_id}, and it starts once")
+            raise Unavailable(f"{silence}; ask again, for the job id {job_id}, and it starts once")
 
     def _taken(self, job_id: str) -> JobExists | None:
         """What an admin may be told of an id that is taken: whose job it is. To others every id is taken in one way."""
@@ -302,7 +302,7 @@ class WorkerService(GuardedService):
         return pb.ShutdownWorkerRes(jobs=answer["jobs"])
 
     async def get_worker(self, message: pb.GetWorkerReq) -> pb.GetWorkerRes:
-        status = await self._link.ask("status", is_idempotent=True)
+        status = await self._link.ask("status", is_idempotent=True, patience_s=START_ANSWER_S)
         owner = CALL.get().owner
         if owner is not None:
             status["running"], status["queued"] = await self._listing(lambda reader: reader.live_of(owner))

@@ -54,20 +54,19 @@ def test_a_disk_that_is_found_under_another_number(tmp_path: Path, kind: str) ->
         leave_a_queued_job(disk / "state", marks)
         number = disk.stat().st_dev
     subprocess.run(["cp", "--sparse=always", image, copied], check=True)
+    options = ["nouuid"] if kind == "xfs" else []
     # The first free loop device is another one now.
-    with mounted(copied, tmp_path / "snapshot", *(["nouuid"] if kind == "xfs" else [])) as snapshot:
-        with mounted(image, tmp_path / "disk") as disk:
-            assert disk.stat().st_dev != number
-            with SupervisorProcess(disk / "state") as supervisor:
-                assert supervisor.wait_finished("queued").outcome is Outcome.SUCCEEDED
-                # A copy of the whole disk, which was made when both jobs were still to be run.
-                with sqlite3.connect(snapshot / "state" / STORE_NAME) as db:
-                    kept = supervisor_meta(disk / "state")
-                    db.execute("INSERT OR REPLACE INTO meta VALUES ('original', ?)", (kept,))
-                db.close()
-                with SupervisorProcess(snapshot / "state") as other:
-                    record = other.wait_finished("queued")
-                    assert (record.outcome, _ORIGINAL in record.reason) == (Outcome.LOST, True)
+    with mounted(copied, tmp_path / "snapshot", *options) as snapshot, mounted(image, tmp_path / "disk") as disk:
+        assert disk.stat().st_dev != number
+        with SupervisorProcess(disk / "state") as supervisor:
+            assert supervisor.wait_finished("queued").outcome is Outcome.SUCCEEDED
+            # The copy of a whole disk, as if it were made just now, when both jobs were still to be run.
+            with closing(sqlite3.connect(snapshot / "state" / STORE_NAME)) as db, db:
+                identity = (supervisor_meta(disk / "state"),)
+                db.execute("INSERT OR REPLACE INTO meta VALUES ('original', ?)", identity)
+            with SupervisorProcess(snapshot / "state") as other:
+                record = other.wait_finished("queued")
+                assert (record.outcome, _ORIGINAL in record.reason) == (Outcome.LOST, True)
     assert marks.read_text() == "ran\n"
 
 

@@ -1062,7 +1062,7 @@ def test_shutting_down_is_told(supervisor: SupervisorProcess) -> None:
     """To whoever asks for a job, for the status, or connects."""
     supervisor.run("j", programs.SLEEP)
     supervisor.client.ask("shutdown")
-    with pytest.raises(Refused, match="was told to shut down .* takes no new job") as caught:
+    with pytest.raises(Refused, match=r"was told to shut down .* takes no new job") as caught:
         supervisor.run("k", programs.TRUE)
     assert caught.value.code == "unavailable"
     assert supervisor.client.ask("status")["is_shutting_down"]

@@ -282,10 +282,17 @@ async def test_a_supervisor_that_stands_still_is_told_of(worker: Worker) -> None
         supervisor = worker.supervisor_pid()
         os.kill(supervisor, signal.SIGSTOP)
         try:
-            with pytest.raises(Unavailable, match="ask again, for the job id job-1, and it starts once"):
-                await client.start("true", job_id="job-1")
+            answers = await asyncio.gather(
+                client.start("true", job_id="job-1"), client.worker(), return_exceptions=True
+            )
         finally:
             os.kill(supervisor, signal.SIGCONT)
+        told = f"the supervisor (pid {supervisor}) does not answer: a signal made it stand still"
+        for answer in answers:
+            assert isinstance(answer, Unavailable)
+            assert told in str(answer)
+        assert "ask again, for the job id job-1, and it starts once" in str(answers[0])
+        assert told in worker.wait_log("supervisor.silent")["reason"]
         await client.start("true", job_id="job-1")
         assert (await client.wait("job-1")).outcome is Outcome.SUCCEEDED
     assert [event.to_state for event in worker.events() if event.job_id == "job-1"].count(State.STARTING) == 1
