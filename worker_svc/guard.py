@@ -244,8 +244,8 @@ class GuardedService(pb.WorkerBase):
         cardinality: grpclib.const.Cardinality,
         stream: grpclib.server.Stream[Any, Any],
     ) -> None:
-        if call.caller.role is None:  # nothing of theirs is even read
-            self._refuse(call, "")
+        if call.verdict is Verdict.DENIED:  # nothing of theirs is even read
+            self._refuse(call)
         if cardinality.client_streaming:
             argument: Any = self._checked_requests(call, stream)
         else:
@@ -268,8 +268,6 @@ class GuardedService(pb.WorkerBase):
         """Raises PermissionDenied, InvalidArgument, and JobNotFound for what is somebody else's."""
         job_id = getattr(request, "job_id", "")
         call.is_about(job_id)
-        if call.verdict is Verdict.DENIED:
-            self._refuse(call, job_id)
         if call.verdict is Verdict.OWN and call.rpc.scope is Scope.JOB:
             check_job_id(job_id)
             owner = self._owner_of(job_id)
@@ -284,9 +282,9 @@ class GuardedService(pb.WorkerBase):
             more = {"dry_run": True} if getattr(request, "dry_run", False) else {}
             call.allow(job_id, f"role {call.role_label}: {call.verdict.value}", **more)
 
-    def _refuse(self, call: Call, job_id: str) -> None:
+    def _refuse(self, call: Call) -> None:
         caller = call.caller
-        call.deny(job_id, f"role {caller.role_label}: {call.name} {Verdict.DENIED.value}")
+        call.deny("", f"role {caller.role_label}: {call.name} {Verdict.DENIED.value}")
         if caller.role is None:
             raise PermissionDenied(f"{caller.identity} has no role on this worker (its [access] section gives roles)")
         raise PermissionDenied(f"{call.name} is not for role {caller.role_label}, which {caller.identity} has")

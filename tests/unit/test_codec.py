@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -302,7 +303,69 @@ def test_nothing_deep_or_large_hurts() -> None:
     for _ in range(5000):
         nested = b"\x9a\x06" + varint(len(nested)) + nested
     assert decode(nested, pb.StartJobReq) == pb.StartJobReq()
-    assert decode(b"\x52\x00" * 50_000, pb.StartJobReq).args == [""] * 50_000
+    assert decode(b"\x52\x00" * 4096, pb.StartJobReq).args == [""] * 4096
+
+
+BOMBS: dict[str, tuple[type[Any], bytes, bytes, str]] = {
+    # What is sent, and how it begins, with as much of the second as there is room for; and the field it is refused for.
+    "states": (pb.ListJobsReq, b"\x50\x05", b"", "states"),
+    "states, packed": (pb.ListJobsReq, b"\x05", b"\x52", "states"),
+    "labels": (pb.ListJobsReq, b"\x5a\x06\x0a\x01a\x12\x01b", b"", "labels"),
+    "page_size": (pb.ListJobsReq, b"\x70\x01", b"", "page_size"),
+    "unknown fields": (pb.ListJobsReq, b"\xf8\x07\x01", b"", "the ListJobsReq"),
+    "job_ids": (pb.WatchJobsReq, b"\x5a\x00", b"", "job_ids"),
+    "args": (pb.StartJobReq, b"\x52\x00", b"", "args"),
+    "env": (pb.StartJobReq, b"\x5a\x00", b"", "env"),
+    "env, within an entry": (pb.StartJobReq, b"\x0a\x00", b"\x5a", "env.key"),
+    "rlimits": (pb.StartJobReq, b"\xa2\x01\x00", b"\xb2\x01", "limits.rlimits"),
+    "cpu_affinity": (pb.StartJobReq, b"\x01", b"\xb2\x01\xb2\x01", "limits.cpu_affinity"),
+    "groups": (pb.StartJobReq, b"\x52\x00", b"\xba\x01\x62", "identity.groups.names"),
+    "paths": (pb.StartJobReq, b"\x5a\x00", b"\xc2\x01", "sandbox.read_write_paths"),
+    "times": (pb.ListJobsReq, b"\x08\x01", b"\x62", "accepted_since.seconds"),
+}
+
+
+def bomb(name: str, size: int) -> tuple[type[Any], bytes]:
+    kind, part, around, _ = BOMBS[name]
+    data = part * (size // len(part))
+    if name in ("cpu_affinity", "groups"):
+        data, around = around[2:] + varint(len(data)) + data, around[:2]
+    return kind, (around + varint(len(data)) + data if around else data)
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_work_is_bounded_whatever_is_sent(name: str) -> None:
+    """Slices of a thousand fields are counted, not the time that they take."""
+    slices: list[int] = []
+    for size in (160_000, 800_000, 4_000_000):
+        kind, data = bomb(name, size)
+        slices.append(0)
+        with pytest.raises(InvalidArgument) as caught:  # noqa: PT012
+            for _ in MessageCodec().check(data, kind):
+                slices[-1] += 1
+        assert caught.value.message.startswith(f"{BOMBS[name][3]}: ")
+    assert max(slices) <= 20, slices
+
+
+@pytest.mark.parametrize("kind", REQUESTS, ids=[kind.__name__ for kind in REQUESTS])
+def test_every_list_of_a_request_is_bounded(kind: type[Any]) -> None:
+    """In small messages too, before anything is made of it."""
+
+    def bounds(layout: Any, path: str) -> Iterator[tuple[str, int]]:
+        for field in layout.fields.values():
+            yield f"{path}{field.name}", field.most
+            if field.layout is not None:
+                yield from bounds(field.layout, f"{path}{field.name}.")
+
+    assert all(most <= 8192 for _, most in bounds(shape_of(kind).layout, ""))
+
+
+def test_the_bound_of_a_list_holds_in_a_small_message() -> None:
+    assert decode(encode(pb.ListJobsReq(states=[pb.JobState(3)] * 16)), pb.ListJobsReq)
+    assert refusal(b"\x52\x11" + b"\x03" * 17, pb.ListJobsReq) == "states: must be at most 16, not 17"
+    assert refusal(encode(pb.WatchJobsReq(job_ids=["x"] * 1001)), pb.WatchJobsReq).startswith(
+        "job_ids: must be at most"
+    )
 
 
 # What hypothesis and a mutator of our own find

@@ -15,7 +15,8 @@ from google.protobuf.message_factory import GetMessageClass
 from worker_svc.codec import wire
 from worker_svc.codec.lean import make_lean
 from worker_svc.codec.times import datetime_of, duration_fields, timedelta_of, timestamp_fields
-from worker_svc.job import InvalidArgument
+from worker_svc.job import ARGS_MAX, ENV_MAX, LABELS_MAX, InvalidArgument
+from worker_svc.job.limits import CPU_NUMBER_MAX, GROUPS_MAX, PATHS_MAX
 from worker_svc.pb import jobscheduler
 from worker_svc.pb.descriptors import FILES
 
@@ -38,6 +39,23 @@ _RANGES: Final = {
 _FIXED: Final = {1: wire.FIXED64, 2: wire.FIXED32, 6: wire.FIXED64, 7: wire.FIXED32, 15: wire.FIXED32, 16: wire.FIXED64}
 
 
+# How many elements the lists and maps of a request may have, where it is not `_ELEMENTS_MAX`.
+_MOST: Final = {
+    "StartJobReq.args": ARGS_MAX,
+    "StartJobReq.env": ENV_MAX,
+    "StartJobReq.labels": LABELS_MAX,
+    "Limits.cpu_affinity": CPU_NUMBER_MAX + 1,
+    "Groups.names": GROUPS_MAX,
+    "Sandbox.read_only_paths": PATHS_MAX,
+    "Sandbox.read_write_paths": PATHS_MAX,
+    "ListJobsReq.states": 16,
+    "ListJobsReq.labels": LABELS_MAX,
+}
+_ELEMENTS_MAX: Final = 1000
+# How often a field may be sent that there is one of: the last one holds.
+_REPEATS_MAX: Final = 16
+
+
 def _make_pool() -> Any:
     # Not the default pool: another version of the contract may be there, put in by code generated elsewhere.
     pool = DescriptorPool()
@@ -47,6 +65,31 @@ def _make_pool() -> Any:
 
 
 POOL: Final = _make_pool()
+
+
+def _requests() -> set[str]:
+    """The messages that a request can contain, and the requests: what is bounded. Answers are our own doing."""
+    messages = POOL.FindFileByName("jobscheduler.proto").message_types_by_name
+    found: set[str] = set()
+    todo = [message for name, message in messages.items() if name.endswith("Req")]
+    while todo:
+        message = todo.pop()
+        found.add(message.full_name)
+        inner = [field.message_type for field in message.fields if field.message_type is not None]
+        todo += [one for one in inner if one.full_name not in found]
+    return found
+
+
+_REQUESTS: Final = _requests()
+
+
+def _most(field: Any) -> int:
+    message = field.containing_type.full_name
+    if message not in _REQUESTS:
+        return wire.FIELDS_MAX
+    if not field.is_repeated:
+        return _REPEATS_MAX
+    return _MOST.get(f"{message.removeprefix(PACKAGE + '.')}.{field.name}", _ELEMENTS_MAX)
 
 
 _shapes: dict[type[Any], Shape] = {}
@@ -154,6 +197,7 @@ def _layout_of(descriptor: Any) -> wire.Layout:
             # There is nothing else, and no message that contains itself.
             assert field.type == _MESSAGE, field.full_name
             known = wire.Field(field.name, wire.BYTES, layout=_layout_of(field.message_type))
+        known.most = _most(field)
         layout.fields[field.number] = known
     return layout
 
@@ -165,11 +209,22 @@ def _is_map(field: Any) -> bool:
 def _reader(field: Any, message_type: type[Any], name: str) -> _Convert | None:
     """How the runtime's value becomes the dataclass's; None: as it is."""
     if _is_map(field):
-        return dict
+        return _bounded(field, dict)
     one = _reader_of_one(field, message_type, name)
     if not field.is_repeated:
         return one
-    return list if one is None else lambda values: [one(value) for value in values]
+    return _bounded(field, list if one is None else lambda values: [one(value) for value in values])
+
+
+def _bounded(field: Any, convert: _Convert) -> _Convert:
+    most = _most(field)
+
+    def checked(values: Any) -> Any:
+        if len(values) > most:
+            raise InvalidArgument(field.name, f"must be at most {most}, not {len(values)}")
+        return convert(values)
+
+    return checked
 
 
 def _reader_of_one(field: Any, message_type: type[Any], name: str) -> _Convert | None:

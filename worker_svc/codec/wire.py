@@ -3,11 +3,12 @@
 Field numbers that the contract does not have are skipped (a newer client may send them); groups are not, since no
 version of it has any. Stricter than protobuf, which reads on in each of these cases: a known field with another wire
 type, a number too large for its field, a boolean that is neither 0 nor 1, an entry of a map with more than a key and
-a value.
+a value. And bounded, which protobuf is not: two bytes can be one more element of a list.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,6 +23,13 @@ _SIZES: Final = {FIXED64: 8, FIXED32: 4}
 _UINT64_END: Final = 1 << 64
 _TAG_END: Final = 1 << 32
 _VARINT_MAX_BYTES: Final = 10
+# How many fields one message may have in all, nested ones and those that the contract does not know included. Every
+# list and map may be as long as it can, and the largest, `args` and `env`, have 4,096 entries of 1 and 3.
+FIELDS_MAX: Final = 20_000
+# Some millisecond's work.
+_SLICE: Final = 1000
+_NOT_LAST: Final = bytes(range(0x80, 0x100))
+"""What only a varint that goes on has."""
 
 
 class Malformed(Exception):
@@ -42,6 +50,8 @@ class Field:
     high: int = _UINT64_END - 1
     is_packable: bool = False
     is_text: bool = False
+    most: int = FIELDS_MAX
+    """How often it may be there."""
     layout: Layout | None = None
     """Of a submessage."""
 
@@ -54,28 +64,46 @@ class Layout:
     is_map_entry: bool = False
 
 
-def check(layout: Layout, data: bytes, path: str = "") -> None:
-    """Raises Malformed. It goes no deeper than the contract does: what is inside unknown fields is not looked at."""
+def check(layout: Layout, data: bytes) -> Iterator[None]:
+    """A millisecond's work at a time. Raises Malformed. It goes no deeper than the contract does: what is inside
+    unknown fields is not looked at.
+    """
+    return _walk(layout, data, "", [0])
+
+
+def _walk(layout: Layout, data: bytes, path: str, seen: list[int]) -> Iterator[None]:
     at, end = 0, len(data)
+    counts: dict[int, int] = {}
     while at < end:
+        seen[0] += 1
+        if not seen[0] % _SLICE:
+            yield
         tag, at = _varint(data, at, end, path)
         number, wire_type = tag >> 3, tag & 7
         if not number or tag >= _TAG_END:
             raise Malformed(path, f"there is no field number {number}")
         known = layout.fields.get(number)
         where = f"{path}.{known.name}" if known and path else known.name if known else path
+        if seen[0] > FIELDS_MAX:
+            raise Malformed(where, f"there are more than {FIELDS_MAX} fields in this message")
         if wire_type in _GROUPS:
             raise Malformed(where, f"field {number} is a group, which this contract has none of")
         if wire_type == VARINT:
             value, at = _varint(data, at, end, where)
             if known and known.wire_type == VARINT:
                 _check_range(known, value, where)
+                _count(known, counts, number, 1, where)
         elif wire_type == BYTES:
             size, at = _varint(data, at, end, where)
             if size > end - at:
                 raise Malformed(where, f"is cut off: {size} bytes are announced, {end - at} left")
             if known:
-                _check_bytes(known, data[at : at + size], where)
+                inner = data[at : at + size]
+                _count(known, counts, number, len(inner.translate(None, _NOT_LAST)) if known.is_packable else 1, where)
+                if known.layout is not None:
+                    yield from _walk(known.layout, inner, where, seen)
+                else:
+                    _check_bytes(known, inner, where)
             at += size
         elif wire_type in _SIZES:
             at += _SIZES[wire_type]
@@ -88,6 +116,12 @@ def check(layout: Layout, data: bytes, path: str = "") -> None:
                 raise Malformed(path, f"an entry has a field {number}")
         elif wire_type != known.wire_type and not (wire_type == BYTES and known.is_packable):
             raise Malformed(where, f"must be sent as {_NAMES[known.wire_type]}, not {_NAMES[wire_type]}")
+
+
+def _count(known: Field, counts: dict[int, int], number: int, more: int, path: str) -> None:
+    count = counts[number] = counts.get(number, 0) + more
+    if count > known.most:
+        raise Malformed(path, f"must be at most {known.most}, and there are more")
 
 
 def _varint(data: bytes, at: int, end: int, path: str) -> tuple[int, int]:
@@ -116,9 +150,7 @@ def _check_range(known: Field, value: int, path: str) -> None:
 
 
 def _check_bytes(known: Field, data: bytes, path: str) -> None:
-    if known.layout is not None:
-        check(known.layout, data, path)
-    elif known.is_packable:
+    if known.is_packable:
         at, end = 0, len(data)
         while at < end:
             value, at = _varint(data, at, end, path)

@@ -15,6 +15,7 @@ from worker_svc.job.texts import name_of
 
 STDIN_MAX_BYTES: Final = 1024 * 1024
 ARGS_MAX: Final = 4096
+ENV_MAX: Final = 4096
 LABELS_MAX: Final = 64
 LABEL_KEY_MAX_BYTES: Final = 128
 LABEL_VALUE_MAX_BYTES: Final = 1024
@@ -182,6 +183,8 @@ def _check_string(field: str, text: str) -> None:
 
 
 def _check_env(env: dict[str, str]) -> None:
+    if len(env) > ENV_MAX:
+        raise InvalidArgument("env", f"must be at most {ENV_MAX}, not {len(env)}")
     for key, value in env.items():
         if not key:
             raise InvalidArgument("env", "has an empty key")

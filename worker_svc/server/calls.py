@@ -19,6 +19,7 @@ from grpclib.utils import DeadlineWrapper, Wrapper
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError as H2ProtocolError
 
+from worker_svc.codec import LARGE_BYTES, MessageCodec
 from worker_svc.config import TransportConfig
 from worker_svc.job import InvalidArgument
 from worker_svc.server.heads import Head, Malformed, Pairs, Refused, read_head
@@ -32,8 +33,7 @@ log = logging.getLogger(__name__)
 DRAINING: Final = "the worker is shutting down: connect again, and go on from where you were"
 
 _PREFIX_BYTES: Final = 5
-# A message as large as this is parsed when its client has a turn: it takes some 2 ms for each MB.
-_LARGE_BYTES: Final = 128 * 1024
+_SLOW_BYTES: Final = 128 * 1024
 # Of the most streams, the part that calls which last may not take: there is always room for a StopJob.
 _KEPT_FREE: Final = 8
 _LASTING_UNARY: Final = frozenset({"/jobscheduler.Worker/WaitJob"})
@@ -63,10 +63,17 @@ class Call(GrpclibStream[Any, Any]):
             if self._cardinality.client_streaming:
                 return None
             raise GRPCError(Status.INVALID_ARGUMENT, "the request has no message")
-        if len(data) > _LARGE_BYTES:
-            await self._wait_turn()
+        codec = self._codec
+        assert isinstance(codec, MessageCodec)
+        is_large = len(data) > LARGE_BYTES
         try:
-            message = self._codec.decode(data, self._recv_type)
+            if is_large:
+                # A thousand fields in each of the client's turns; then parsing, which takes some 2 ms for each MB.
+                for _ in codec.check(data, self._recv_type):
+                    await self._wait_turn()
+                if len(data) > _SLOW_BYTES:
+                    await self._wait_turn()
+            message = codec.decode(data, self._recv_type, is_checked=is_large)
         except InvalidArgument as error:
             raise GRPCError(Status.INVALID_ARGUMENT, error.message) from None
         (message,) = await self._dispatch.recv_message(message)

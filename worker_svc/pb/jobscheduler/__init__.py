@@ -151,7 +151,7 @@ class StartJobReq(betterproto.Message):
         11, betterproto.TYPE_STRING, betterproto.TYPE_STRING
     )
     """
-    Added to the environment that the worker passes on (its `jobs.pass_env` and `jobs.env`).
+    Added to the environment that the worker passes on (its `jobs.pass_env` and `jobs.env`). At most 4096.
     """
 
     cwd: str = betterproto.string_field(12)
@@ -517,7 +517,7 @@ class JobSpec(betterproto.Message):
 @dataclass(eq=False, repr=False)
 class ListJobsReq(betterproto.Message):
     states: List["JobState"] = betterproto.enum_field(10)
-    """Only jobs in one of these states; empty: all."""
+    """Only jobs in one of these states; empty: all. At most 16."""
 
     labels: Dict[str, str] = betterproto.map_field(
         11, betterproto.TYPE_STRING, betterproto.TYPE_STRING
@@ -551,7 +551,7 @@ class WatchJobsReq(betterproto.Message):
     """
 
     job_ids: List[str] = betterproto.string_field(11)
-    """Only of these jobs; empty: all."""
+    """Only of these jobs; empty: all. At most 1000."""
 
 
 @dataclass(eq=False, repr=False)
