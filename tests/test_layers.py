@@ -19,6 +19,7 @@ LAYERS: dict[str, int] = {
     "config": 0,
     "frames": 0,
     "masking": 0,
+    "printable": 0,
     "pb": 0,
     "supervisor": 1,
     "link": 2,

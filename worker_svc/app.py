@@ -10,9 +10,8 @@ import socket
 import sqlite3
 import ssl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,8 +21,8 @@ from worker_svc import __version__, startchecks
 from worker_svc.access import Doorkeeper, Role
 from worker_svc.config import Address, Config
 from worker_svc.feed import Feed
-from worker_svc.guard import Gate, HandshakeAudit
-from worker_svc.job import JobError, Transition
+from worker_svc.guard import Gate
+from worker_svc.job import JobError
 from worker_svc.link import SupervisorError, SupervisorLink
 from worker_svc.masking import Masker
 from worker_svc.messages.defaults import start_defaults
@@ -36,12 +35,13 @@ from worker_svc.service import Identity, WorkerService
 from worker_svc.supervisor import crashpoints, statedir
 from worker_svc.supervisor.lockfile import LockFile, LockHeld
 from worker_svc.supervisor.store import StoreError, StoreReader
-from worker_svc.telemetry import TransitionLog, audit_log, set_up_log
+from worker_svc.telemetry import Log, TransitionLog, set_up_log
 
 # Variables that tell of a user, so that another user's jobs must not find the worker's.
 _OF_A_USER: Final = ("HOME", "USER", "LOGNAME", "SHELL")
-_LOG_RETRY_S: Final = 1.0
+_LAST_LINES_TIMEOUT_S: Final = 2.0
 _DEREGISTER_TIMEOUT_S: Final = 2.0
+_LAST_WORDS_TIMEOUT_S: Final = 0.2
 _WARNINGS: Final = frozenset(
     {
         "supervisor.lost",
@@ -64,21 +64,23 @@ def serve(config: Config, config_file: Path | None = None, *, file_is_named: boo
     """Serves until SIGTERM or SIGINT; returns the exit status. The file is the one that `config` was read from."""
     masker = Masker(config.access.secret_keys, show_arguments=config.access.show_arguments)
     try:
-        log, log_fd = set_up_log(config.log, masker)
+        log = set_up_log(config.log, masker)
     except OSError as error:
         print(f"worker-svc: log.file: {error}", flush=True)
         return 1
     try:
-        _check_start(config, config_file, log, is_named=file_is_named)
+        _check_start(config, config_file, log.events, is_named=file_is_named)
         with _worker_lock(config.state.dir):
             mended = startchecks.mend_state_dir(config.state.dir)
             if mended:
-                log.warning("worker.mended", what=mended)
+                log.events.warning("worker.mended", what=mended)
             crashpoints.arm(str(config.state.dir), crashpoints.WORKER_FILE_NAME)
-            return asyncio.run(_Worker(config, log, log_fd, masker).run())
+            return asyncio.run(_Worker(config, log, masker).run())
     except (StartError, SupervisorError, SecurityError, StoreError, OSError) as error:
-        log.error("worker.failed", reason=str(error))
+        log.events.error("worker.failed", reason=str(error))
         return 1
+    finally:
+        log.close()
 
 
 def _check_start(config: Config, config_file: Path | None, log: FilteringBoundLogger, *, is_named: bool) -> None:
@@ -111,17 +113,15 @@ def _worker_lock(state_dir: Path) -> Iterator[None]:
 
 
 class _Worker:
-    def __init__(self, config: Config, log: FilteringBoundLogger, log_fd: int, masker: Masker) -> None:
+    def __init__(self, config: Config, log: Log, masker: Masker) -> None:
         self._config = config
-        self._log = log
+        self._whole_log = log
+        self._log = log.events
         self._masker = masker
-        self._log_fd = log_fd
         self._started_monotonic_s = time.monotonic()
         self._feed: Feed | None = None
         self._registration: Registration | None = None
         self._advertised = ""
-        self._is_log_behind = False
-        """Whether there are transitions that could not be logged: the log is tried again and again."""
         self._sequence = 0
         """Of the latest doorbell: it can ring before the feed is there."""
 
@@ -140,11 +140,12 @@ class _Worker:
         await self._warn_of_limits(link)
         worker_id = link.info["state_id"]
         reader = StoreReader(str(config.state.dir))
-        transitions = TransitionLog(self._log, self._log_fd, config.state.dir, worker_id, reader.events)
-        self._feed = Feed(reader, transitions.sequence, partial(self._log_transitions, transitions))
+        latest = reader.sequence()
+        transitions = self._whole_log.transitions(config.state.dir, worker_id, reader.events, latest)
+        self._feed = Feed(reader, latest, transitions.add)
         self._feed.ring(self._sequence)
         output = OutputReader(on_degraded=lambda text: self._on_event("output.degraded", reason=text))
-        doorkeeper, audit = Doorkeeper(config.access), audit_log(self._log)
+        doorkeeper, audit = Doorkeeper(config.access), self._whole_log.audit
         policy = CommandPolicy(config.policy, config.jobs, config.sandbox)
         defaults = start_defaults(config)
         service = WorkerService(
@@ -162,7 +163,7 @@ class _Worker:
             service,
             config.transport,
             identify=doorkeeper.rate_key,
-            on_refused=HandshakeAudit(audit).refused,
+            on_refused=audit.handshake_refused,
         )
         try:
             address = await self._listen(server, context)
@@ -174,11 +175,11 @@ class _Worker:
         self._log.info("worker.serving", address=str(address), version=__version__, worker=worker_id, pid=os.getpid())
         # Whatever start-up made is here to stay: to walk it again and again would be for nothing.
         gc.freeze()
-        tasks = [asyncio.create_task(link.run()), asyncio.create_task(self._feed.run())]
+        tasks = [asyncio.create_task(lasting) for lasting in (link.run(), self._feed.run(), transitions.run())]
         tasks += self._start_registration(address)
         status = await self._until_asked_to_leave(asked, tasks)
         self._log.info("worker.draining")
-        await self._leave(server, tasks)
+        await self._leave(server, tasks, transitions)
         reloader.close()
         service.close()
         output.close()
@@ -197,7 +198,7 @@ class _Worker:
         return address
 
     def _start_reloading(self, server: GrpcServer) -> Reloader:
-        """Certificates are read again when their files change, and on SIGHUP."""
+        """Certificates are read again when their files change, and on SIGHUP, as the log is opened anew."""
         served, scheduler = self._config.grpc_server, self._config.scheduler
         files: list[Path | None] = []
         if served.use_tls:
@@ -219,7 +220,12 @@ class _Worker:
 
         reloader = Reloader(files, reload, self._log)
         reloader.watch()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.reload)
+
+        def on_hangup() -> None:
+            self._whole_log.writer.look_for_file()
+            reloader.reload()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
         return reloader
 
     def _start_registration(self, address: Address) -> list[asyncio.Task[Any]]:
@@ -253,6 +259,7 @@ class _Worker:
         def on_signal(number: int) -> None:
             if asked.is_set():
                 self._log.warning("worker.ended_at_once", signal=signal.Signals(number).name)
+                self._whole_log.close(_LAST_WORDS_TIMEOUT_S)
                 os._exit(128 + number)
             self._log.info("worker.asked_to_leave", signal=signal.Signals(number).name)
             asked.set()
@@ -276,10 +283,11 @@ class _Worker:
                 status = 1
         return status
 
-    async def _leave(self, server: GrpcServer, tasks: list[asyncio.Task[Any]]) -> None:
+    async def _leave(self, server: GrpcServer, tasks: list[asyncio.Task[Any]], transitions: TransitionLog) -> None:
         if self._registration is not None:
             await self._registration.deregister(_DEREGISTER_TIMEOUT_S)
         await server.leave(self._config.grpc_server.drain_grace_s)
+        await transitions.finish(_LAST_LINES_TIMEOUT_S)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -309,16 +317,6 @@ class _Worker:
         for field, value in self._config.limits.cgroup_defaults.to_json().items():
             if field in missing:
                 self._on_event("limits.unenforceable", key=f"limits.{field}", value=value, reason=missing[field])
-
-    def _log_transitions(self, transitions: TransitionLog, batch: Sequence[Transition]) -> None:
-        if not transitions.write(batch) and not self._is_log_behind:
-            self._is_log_behind = True
-            asyncio.get_running_loop().call_later(_LOG_RETRY_S, self._catch_up_log, transitions)
-
-    def _catch_up_log(self, transitions: TransitionLog) -> None:
-        self._is_log_behind = not transitions.catch_up()
-        if self._is_log_behind:
-            asyncio.get_running_loop().call_later(_LOG_RETRY_S, self._catch_up_log, transitions)
 
     def _on_sequence(self, sequence: int) -> None:
         self._sequence = max(self._sequence, sequence)

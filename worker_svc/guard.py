@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
@@ -19,7 +18,6 @@ import grpclib.server
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from h2.exceptions import ProtocolError as H2ProtocolError
-from structlog.typing import FilteringBoundLogger
 
 from worker_svc import statuses
 from worker_svc.access import RPCS, UNKNOWN_RPC, Caller, Doorkeeper, Role, Rpc, Scope, Verdict
@@ -31,19 +29,20 @@ from worker_svc.job import (
     PermissionDenied,
     Unavailable,
     check_job_id,
+    is_job_id,
     name_of,
 )
 from worker_svc.masking import Masker
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.policy import Decision
+from worker_svc.printable import printable
+from worker_svc.telemetry import Audit
 
 _DRAINING: Final = "the worker is shutting down: connect again, and go on from where you were"
 _HIDDEN_KEYS: Final = "access.secret_keys"
 _OWN_JOBS_ONLY: Final = "own jobs only"
-# As long as a good one can be: a bad one is whatever a caller writes.
-_SHOWN_ID_CHARS: Final = 128
-_REFUSALS_BURST: Final = 100
-_REFUSALS_PER_S: Final = 1.0
+# What stands in the log for a job id that is none: that can be whatever a caller writes.
+_MALFORMED_ID: Final = "(malformed)"
 
 
 class Gate(NamedTuple):
@@ -51,8 +50,7 @@ class Gate(NamedTuple):
 
     doorkeeper: Doorkeeper
     masker: Masker
-    audit: FilteringBoundLogger
-    """Of telemetry.audit_log: no level leaves out who did what."""
+    audit: Audit
 
 
 class Call:
@@ -95,7 +93,8 @@ class Call:
         return reason if not reason or self.sees_all_of(owner) else self.masked(reason)
 
     def masked(self, text: str) -> str:
-        return self._gate.masker.text(text)
+        """A text of ours that quotes others, as it may be shown."""
+        return printable(self._gate.masker.text(text))
 
     def check_filter(self, labels: Mapping[str, str]) -> None:
         """Raises PermissionDenied for what could only confirm guesses: who cannot see a value cannot look for it in
@@ -111,65 +110,39 @@ class Call:
                 )
 
     def is_about(self, job_id: str) -> None:
-        self._job_id = job_id[:_SHOWN_ID_CHARS]
+        self._job_id = job_id if not job_id or is_job_id(job_id) else _MALFORMED_ID
 
     def told(self, spec: JobSpec) -> dict[str, Any]:
         """What the audit says of a job that is to be started."""
         return self._gate.masker.told(spec)
 
-    def allow(self, job_id: str, rule: str, **more: Any) -> None:
-        """Before it takes effect."""
+    async def allow(self, job_id: str, rule: str, **more: Any) -> None:
+        """Before it takes effect. Raises Unavailable if that cannot be logged."""
         self.is_about(job_id)
-        self._audit("allowed", rule, **more)
+        self._decision = "allowed"
+        await self._gate.audit.allowed_first(**self._facts(), rule=rule, **more)
 
     def deny(self, job_id: str, rule: str, **more: Any) -> None:
         self.is_about(job_id)
-        self._audit("denied", rule, **more)
+        self._decision = "denied"
+        audit = self._gate.audit
+        write = audit.not_allowed if self.caller.role else audit.stranger
+        write(decision="denied", **self._facts(), rule=rule, **more)
 
     def fail(self, status: str) -> None:
         """It ended so, before anything was decided or after it was allowed."""
         if self.rpc.mutates and self._decision != "denied":
-            self._audit("failed", status)
+            self._gate.audit.not_allowed(decision="failed", **self._facts(), rule=status)
 
-    def _audit(self, decision: str, rule: str, **more: Any) -> None:
-        self._decision = decision
-        write = self._gate.audit.info if decision == "allowed" else self._gate.audit.warning
-        write(
-            "audit",
-            identity=self.caller.identity,
-            role=self.caller.role_label,
-            peer=self.caller.peer,
-            rpc=self.name,
-            job_id=self._job_id,
-            decision=decision,
-            rule=rule,
-            **more,
-        )
-
-
-class HandshakeAudit:
-    """Who did not even get in. Anybody can make such lines, so there are only so many of them."""
-
-    def __init__(self, log: FilteringBoundLogger) -> None:
-        self._log = log
-        self._left = float(_REFUSALS_BURST)
-        self._at_s = time.monotonic()
-        self._untold = 0
-
-    def refused(self, peer: str, reason: str) -> None:
-        now_s = time.monotonic()
-        self._left = min(_REFUSALS_BURST, self._left + (now_s - self._at_s) * _REFUSALS_PER_S)
-        self._at_s = now_s
-        if self._left < 1:
-            self._untold += 1
-            return
-        self._left -= 1
-        untold = {"untold": self._untold} if self._untold else {}
-        self._untold = 0
-        self._log.warning(
-            "audit", identity="", role="none", peer=peer, rpc="", job_id="", decision="denied",
-            rule=f"TLS handshake: {reason}", **untold,
-        )  # fmt: skip
+    def _facts(self) -> dict[str, str]:
+        caller = self.caller
+        return {
+            "identity": caller.identity,
+            "role": caller.role_label,
+            "peer": caller.peer,
+            "rpc": self.name,
+            "job_id": self._job_id,
+        }
 
 
 CALL: Final[ContextVar[Call]] = ContextVar("call")
@@ -250,7 +223,7 @@ class GuardedService(pb.WorkerBase):
             argument: Any = self._checked_requests(call, stream)
         else:
             argument = await stream.recv_message()
-            self._check(call, argument)
+            await self._check(call, argument)
         if not cardinality.server_streaming:
             await stream.send_message(await handle(argument))
             return
@@ -261,10 +234,10 @@ class GuardedService(pb.WorkerBase):
 
     async def _checked_requests(self, call: Call, stream: grpclib.server.Stream[Any, Any]) -> AsyncIterator[Any]:
         async for request in stream:
-            self._check(call, request)
+            await self._check(call, request)
             yield request
 
-    def _check(self, call: Call, request: Any) -> None:
+    async def _check(self, call: Call, request: Any) -> None:
         """Raises PermissionDenied, InvalidArgument, and JobNotFound for what is somebody else's."""
         job_id = getattr(request, "job_id", "")
         call.is_about(job_id)
@@ -280,7 +253,7 @@ class GuardedService(pb.WorkerBase):
                 call.deny(job_id, denied.rule)
                 raise PermissionDenied(f"{denied.reason} ({denied.rule})")
             more = {"dry_run": True} if getattr(request, "dry_run", False) else {}
-            call.allow(job_id, f"role {call.role_label}: {call.verdict.value}", **more)
+            await call.allow(job_id, f"role {call.role_label}: {call.verdict.value}", **more)
 
     def _refuse(self, call: Call) -> None:
         caller = call.caller

@@ -149,7 +149,7 @@ class WorkerService(GuardedService):
         if not judged.decision.allowed:
             call.deny(job_id, judged.decision.rule, **call.told(spec))
             raise PermissionDenied(f"{judged.decision.reason} ({judged.decision.rule})")
-        call.allow(job_id, judged.decision.rule, **call.told(spec))
+        await call.allow(job_id, judged.decision.rule, **call.told(spec))
         if judged.problem:
             raise PreconditionFailed(judged.problem)
         return spec._replace(checked=judged.checked, cwd=judged.cwd or spec.cwd)
@@ -272,7 +272,7 @@ class WorkerService(GuardedService):
 
     async def _prune(self, row: FinishedRow) -> bool:
         call = CALL.get()
-        call.allow(row.job_id, _PRUNED)
+        await call.allow(row.job_id, _PRUNED)
         try:
             await self._ask("delete", row.job_id, is_idempotent=False)
         except JobNotFound as error:  # retention or another client was faster

@@ -49,7 +49,7 @@ def test_what_fails_names_its_job(worker: Worker, clients: dict[str, Peer]) -> N
     assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
     assert lines_of(worker, "")[-1] == ("StartJob", "denied", "role viewer: StartJob denied")
     assert operator.call("StopJob", jobID="a/b" * 100).name == "INVALID_ARGUMENT"
-    assert lines_of(worker, ("a/b" * 100)[:128])[-1] == ("StopJob", "failed", "INVALID_ARGUMENT")
+    assert lines_of(worker, "(malformed)")[-1] == ("StopJob", "failed", "INVALID_ARGUMENT")
 
     allowed = "role operator: allowed"
     assert operator.call("DeleteJob", jobID="not-there").name == "NOT_FOUND"

@@ -38,7 +38,6 @@ from worker_svc.cli.render import (
     job_block,
     job_json,
     job_table,
-    printable,
     status_line,
 )
 from worker_svc.cli.run import exit_status
@@ -64,6 +63,7 @@ from worker_svc.pb.jobscheduler import (
     StopJobReq,
     StreamJobReq,
 )
+from worker_svc.printable import printable
 
 NOW = BEGAN + timedelta(minutes=5)
 
@@ -206,7 +206,7 @@ def test_ages() -> None:
 
 
 def test_nothing_reaches_the_terminal_that_it_would_act_on() -> None:
-    assert printable("a\x1b[2J\nb\udcffé") == r"a\x1b[2J\nb\udcffé"
+    assert printable("a\x1b[2J\nb\udcffé\x7f") == r"a\u001b[2J\nb\udcffé\u007f"
 
 
 def test_cut() -> None:

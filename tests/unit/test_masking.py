@@ -186,7 +186,8 @@ def test_without_a_pattern_nothing_looks_like_a_secret() -> None:
 
 
 def test_no_line_of_the_log_shows_one(capfd: pytest.CaptureFixture[str]) -> None:
-    log, _ = set_up_log(LogConfig(format="json"))
+    whole = set_up_log(LogConfig(format="json"))
+    log = whole.events
     nested: dict[str, Any] = {"env": {"TOKEN": SECRET, "A": "1"}, "list": [f"TOKEN={SECRET}", 3]}
     log.warning("event", reason=f"TOKEN={SECRET}", spec=nested, token_count=3)
     try:
@@ -194,6 +195,7 @@ def test_no_line_of_the_log_shows_one(capfd: pytest.CaptureFixture[str]) -> None
     except ValueError:
         log.exception("failed")
     log.warning("event", reason=f"db://u:{SECRET}@h")
+    whole.close()
     lines = capfd.readouterr().err
     assert SECRET not in lines
     first = json.loads(lines.splitlines()[0])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from worker_svc.cli.command import program
-from worker_svc.cli.render import printable
+from worker_svc.printable import printable
 
 _LABEL_WIDTH: Final = 8
 _LOG_LINES: Final = 40

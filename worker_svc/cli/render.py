@@ -15,6 +15,7 @@ from worker_svc.cli.render_spec import (
     sandbox_json,
     sandbox_line,
 )
+from worker_svc.printable import printable
 
 if TYPE_CHECKING:
     from worker_svc.pb.jobscheduler import Job, JobSpec
@@ -25,15 +26,6 @@ _HOUR_S: Final = 3600
 _DAY_S: Final = 86400
 # LeaderExit.WAIT, without the import that it would take.
 _WAIT: Final = 2
-
-
-def printable(text: str) -> str:
-    """`text` on one line, without anything that a terminal would act on."""
-    return "".join(char if char.isprintable() else _escaped(char) for char in text)
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 def human_duration(duration: timedelta) -> str:

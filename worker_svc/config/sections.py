@@ -46,6 +46,7 @@ LeaderExitName = Literal["kill", "wait"]
 TlsVersion = Literal["1.2", "1.3"]
 LogFormat = Literal["auto", "json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+WhenUnwritable = Literal["refuse", "hold", "serve"]
 
 
 _CLOSE_IT = (
@@ -292,7 +293,16 @@ class LogConfig(Section):
     level: LogLevel = declare(
         "info", Choice[LogLevel](LogLevel), 'The least that is logged: "debug", "info", "warning" or "error".'
     )
-    file: Path | None = declare("", FilePath(), "File to append to. Empty: standard error.")
+    file: Path | None = declare(
+        "",
+        FilePath(),
+        "File to append to. Empty: standard error. Opened anew on SIGHUP, and when it was moved away.",
+    )
+    when_unwritable: WhenUnwritable = declare(
+        "refuse",
+        Choice[WhenUnwritable](WhenUnwritable),
+        'While the log file cannot be written, calls that change something: "refuse", "hold" until it can, or "serve".',
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

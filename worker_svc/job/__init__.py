@@ -50,6 +50,7 @@ from worker_svc.job.spec import (
     check_duration,
     check_job_id,
     check_labels,
+    is_job_id,
 )
 from worker_svc.job.texts import name_of
 
@@ -95,6 +96,7 @@ __all__ = [
     "check_labels",
     "error_text",
     "exit_text",
+    "is_job_id",
     "name_of",
     "next_state",
     "outcome_of",

@@ -32,10 +32,14 @@ def check_job_id(job_id: str, field: str = "jobID") -> None:
     """Raises InvalidArgument unless the id is well-formed (it becomes a file name)."""
     if not job_id:
         raise InvalidArgument(field, "must not be empty")
-    if not _JOB_ID.match(job_id):
+    if not is_job_id(job_id):
         raise InvalidArgument(
             field, "must be 1 to 128 letters, digits, '.', '_' or '-', and start with a letter or digit"
         )
+
+
+def is_job_id(text: str) -> bool:
+    return _JOB_ID.match(text) is not None
 
 
 class OutputPolicy(IntEnum):

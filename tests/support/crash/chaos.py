@@ -35,7 +35,8 @@ SUPERVISOR_POINTS: Final = {
     "in-recovery": 1,
 }
 WORKER_POINTS: Final = {
-    "line-written": 60,
+    "line-announced": 30,
+    "line-written": 30,
     "batch-logged": 20,
     "request-sent": 40,
     "answer-received": 60,
