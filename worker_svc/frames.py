@@ -34,7 +34,7 @@ from worker_svc.job import ARGV_ENV_MAX_BYTES, STDIN_MAX_BYTES
 PROTOCOL_VERSION: Final = 1
 
 SOCKET_NAME: Final = "supervisor.sock"
-# Its first eight bytes, little-endian: up to which transition all are logged (telemetry/cursor.py). The worker writes it.
+# Its first eight bytes, little-endian: up to which transition all are logged (telemetry/cursor.py). The worker's alone.
 CURSOR_NAME: Final = "worker.cursor"
 SUPERVISOR_LOG_NAME: Final = "supervisor.log"
 # What a supervisor exits with when another one has the state directory.

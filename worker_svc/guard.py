@@ -190,9 +190,11 @@ class GuardedService(pb.WorkerBase):
             except JobError as error:
                 answer = statuses.to_grpc(error)
                 current.fail(answer.status.name)
+                await self._gate.audit.settled()
                 raise GRPCError(answer.status, current.masked(error.message)) from error
             except GRPCError as error:
                 current.fail(error.status.name)
+                await self._gate.audit.settled()
                 raise GRPCError(error.status, current.masked(error.message or ""), error.details) from error
             except asyncio.CancelledError:
                 if not self.is_draining or task.uncancel():

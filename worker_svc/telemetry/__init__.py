@@ -87,14 +87,19 @@ class Audit:
         self._strangers, self._at_s = _STRANGERS_BURST, time.monotonic()
         """How many lines of strangers may be written now, and when that was so."""
         self._left_out = 0
+        self._last = 0
 
     def allowed(self, **fields: object) -> int:
         """The line's number; 0: there is no room to hold it back."""
-        number: int = self._log.info("audit", decision="allowed", **fields)
-        return number
+        self._last = self._log.info("audit", decision="allowed", **fields)
+        return self._last
 
     def not_allowed(self, **fields: object) -> None:
-        self._log.warning("audit", **fields)
+        self._last = self._log.warning("audit", **fields)
+
+    async def settled(self) -> None:
+        """Returns once all lines are written, or held back: they come before what the caller is told."""
+        await self._writer.settled(self._last)
 
     def stranger(self, **fields: object) -> None:
         """As `not_allowed`, of who has no role: anybody can make such lines, so there are only so many of them."""
