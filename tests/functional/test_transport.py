@@ -354,6 +354,36 @@ def test_rapid_reset_ends_the_connection(host: GrpcHost) -> None:
         assert flood(client, resets(client, 300), 1) == CALM
 
 
+def test_a_stream_is_charged_once_however_often_it_is_reset() -> None:
+    """HTTP/2 libraries do so for each frame that was under way when they closed it."""
+    with GrpcHost(resets_per_s=10, control_frames_per_s=1) as host, RawClient(host.address) as client:
+        streams = [client.call(STREAM, b"\x70\x03" + FOLLOW) for _ in range(20)]  # three frames each
+        while not all(client.received(stream) > 3 * 16384 for stream in streams):
+            client.receive()
+        client.send(*[RstStreamFrame(stream, error_code=8) for stream in streams for _ in range(3)])
+        assert works(client)
+        assert flood(client, [RstStreamFrame(streams[0], error_code=8)] * 100, 30) == CALM  # more than we ever sent
+
+
+async def test_closing_many_streams_of_a_client_library_ends_no_other_call() -> None:
+    with GrpcHost(resets_per_s=10, control_frames_per_s=1) as host:
+        async with WorkerClient(host.address) as client:
+
+            async def follow() -> None:
+                async for _ in client.output("x", tail_lines=10_000):
+                    started.release()
+
+            started = asyncio.Semaphore(0)
+            waiting = asyncio.create_task(client.query("1"))
+            followers = [asyncio.create_task(follow()) for _ in range(20)]
+            for _ in range(500):
+                await started.acquire()
+            for follower in followers:
+                follower.cancel()
+            await asyncio.wait(followers)
+            assert (await waiting).done
+
+
 def test_streams_that_we_have_to_reset_count_too(host: GrpcHost) -> None:
     with RawClient(host.address) as client:
         frames: list[Frame] = [client.headers_frame(number, without(":path")) for number in range(1, 801, 2)]

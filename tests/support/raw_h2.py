@@ -129,6 +129,10 @@ class RawClient:
     def is_answered(self, stream_id: int) -> bool:
         return bool(self._stream(stream_id)[2])
 
+    def received(self, stream_id: int) -> int:
+        """Bytes, so far."""
+        return len(self._stream(stream_id)[1])
+
     def wait_goaway(self) -> GoAwayFrame:
         while self.goaway is None:
             self.receive()

@@ -20,8 +20,10 @@ CONNECTION_WINDOW_BYTES: Final = 1024 * 1024
 # HPACK can make much of little, and its state is lost when it is stopped half-way: above our limit a request is
 # refused, above this multiple of it the connection ends.
 HEADER_HARD_FACTOR: Final = 4
-# What a frame of ours may bring about of the client's: WINDOW_UPDATEs, a PING to measure the round trip, a reset.
+# What a frame of ours may bring about of the client's: WINDOW_UPDATEs, a PING to measure the round trip, a reset if it
+# was under way when the client closed its stream. For as many as a window of 64 MiB has room for.
 _CREDIT_PER_FRAME: Final = 4
+_CREDIT_MAX: Final = 16_384
 
 
 class ServerH2Connection(H2Connection):
@@ -73,10 +75,10 @@ class CountedConnection(Connection):
             self._transport.write(data)
 
     def headers_send_process(self) -> None:
-        self.control.give(_CREDIT_PER_FRAME)
+        self.control.give(_CREDIT_PER_FRAME, _CREDIT_MAX)
 
     def data_send_process(self) -> None:
-        self.control.give(_CREDIT_PER_FRAME)
+        self.control.give(_CREDIT_PER_FRAME, _CREDIT_MAX)
 
 
 class LenientProcessor(EventsProcessor):

@@ -244,13 +244,21 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
             case gate.HEADERS | gate.CONTINUATION:
                 self._on_header_frame(kind, length, flags)
             case gate.RST_STREAM:
-                stream = self.processor.streams.get(stream_id)
-                if stream is None or self._now_s - (stream.created or 0.0) < _EARLY_RESET_S:
-                    self.count_reset()
+                self._on_reset_frame(stream_id)
             case gate.SETTINGS:
                 self._count_control(1 if flags & gate.ACK else _SETTINGS_COST)
             case _:
                 self._count_control()
+
+    def _on_reset_frame(self, stream_id: int) -> None:
+        """A stream is charged once. Of one that is closed, a client has to answer each frame that was under way."""
+        stream = self.processor.streams.get(stream_id)
+        if stream is None or stream.created is None:
+            self._count_control()  # for which it has credit
+            return
+        if self._now_s - stream.created < _EARLY_RESET_S:
+            self.count_reset()
+        stream.created = None  # charged: more of them may follow before h2 sees this one
 
     def _on_header_frame(self, kind: int, length: int, flags: int) -> None:
         if kind == gate.HEADERS:

@@ -32,16 +32,17 @@ class TokenBucket:
         """Takes what may not be there, down to as much below nothing as there may be above."""
         self._tokens = max(-self._burst, self._tokens - amount)
 
-    def give(self, amount: float) -> None:
-        """On top of what time brings."""
-        self._tokens = min(self._burst, self._tokens + amount)
+    def give(self, amount: float, most: float) -> None:
+        """On top of what time brings, and beyond the burst."""
+        self._tokens = max(self._tokens, min(most, self._tokens + amount))
 
     def is_full(self, now_s: float) -> bool:
         self._fill(now_s)
         return self._tokens >= self._burst
 
     def _fill(self, now_s: float) -> None:
-        self._tokens = min(self._burst, self._tokens + (now_s - self._at_s) * self._rate)
+        if self._tokens < self._burst:
+            self._tokens = min(self._burst, self._tokens + (now_s - self._at_s) * self._rate)
         self._at_s = now_s
 
 
