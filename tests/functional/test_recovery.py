@@ -269,7 +269,7 @@ def test_a_stop_is_on_record_before_the_signal(tmp_path: Path) -> None:
     ledger = Ledger(store)
     transitions = Transitions(ledger)
     containment = Mock()
-    stops = Stops(transitions, Timers(), containment, *[Mock()] * 4)
+    stops = Stops(transitions, Timers(Mock()), containment, *[Mock()] * 4)
     job = LiveJob("j", "", 0)
     ledger.add(job, JobSpec("true"), b"")
     for event in (Event.LAUNCH, Event.SPAWNED):
@@ -278,7 +278,7 @@ def test_a_stop_is_on_record_before_the_signal(tmp_path: Path) -> None:
     stops.stop(job, grace_s=0.0)
     containment.signal.assert_not_called()
     containment.kill.assert_not_called()
-    assert ledger.commit()
+    assert ledger.commit(Mock())
     for effect in ledger.take_urgent():
         effect()
     containment.signal.assert_called_once_with(job.container, job.stop_signal)

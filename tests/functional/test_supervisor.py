@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -318,7 +319,7 @@ def test_an_idle_exit_in_the_far_future(state: Path) -> None:
 
 def test_timers_of_finished_jobs_do_not_pile_up() -> None:
     """A day's worth of jobs with a timeout of a day must not be kept for a day (budget: 0 for finished jobs)."""
-    timers = Timers()
+    timers = Timers(Mock())
     for number in range(10_000):
         job = LiveJob(str(number), "", 0)
         job.state = JobState.RUNNING

@@ -1,4 +1,4 @@
-"""What the loop does with events that come too late, and with calls that fail for want of something."""
+"""What the loop does with events that come too late, and with calls that fail."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from worker_svc.supervisor.livejob import LiveJob
 from worker_svc.supervisor.loop import Supervisor
 from worker_svc.supervisor.timers import Timers, is_passing
 
@@ -34,13 +35,17 @@ def test_an_event_of_what_was_closed_in_the_same_turn_is_nobodys() -> None:
     ],
 )
 def test_what_may_pass(error: Exception, passes: bool) -> None:
-    timers, call = Timers(), Mock(side_effect=[error, None])
+    job = LiveJob("j", "", 0)
+    supervisor = Supervisor.__new__(Supervisor)
+    supervisor._jobs, supervisor._noted_trouble = Mock(), ("", "")
+    timers, call = Timers(supervisor._on_trouble), Mock(side_effect=[error, None])
     assert is_passing(error) is passes
-    if not passes:
-        with pytest.raises(type(error)):
-            timers.attempt(call)
-        assert timers.next_ns is None
-        return
-    timers.attempt(call)
-    assert timers.next_ns is not None, "it is to be made again"
+    timers.attempt(call, job)
     call.assert_called_once()
+    if passes:
+        assert timers.next_ns is not None, "it is to be made again"
+        supervisor._jobs.reserve.spend.assert_called_once_with()
+        supervisor._jobs.give_up.assert_not_called()
+    else:
+        assert timers.next_ns is None
+        supervisor._jobs.give_up.assert_called_once_with(job, error)

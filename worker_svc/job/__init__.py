@@ -17,6 +17,8 @@ from worker_svc.job.errors import (
     PreconditionFailed,
     ResourceExhausted,
     Unavailable,
+    error_message,
+    unicode_text,
 )
 from worker_svc.job.lifecycle import (
     Event,
@@ -94,6 +96,7 @@ __all__ = [
     "check_duration",
     "check_job_id",
     "check_labels",
+    "error_message",
     "error_text",
     "exit_text",
     "is_job_id",
@@ -102,4 +105,5 @@ __all__ = [
     "outcome_of",
     "parse_signal",
     "signal_name",
+    "unicode_text",
 ]

@@ -2,7 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar, Final
+
+# A status travels in a header, where a byte can become three, and many clients take no more than 8 KiB of headers.
+_MESSAGE_MAX_BYTES: Final = 2048
+_KEPT_AT_THE_END_BYTES: Final = 512
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+
+def unicode_text(text: str) -> str:
+    """What can be stored and sent: bytes that are no UTF-8, which Python keeps as lone surrogates (PEP 383), are shown
+    as `\\xe9`."""
+    return text if text.isascii() else _SURROGATE.sub(_shown, text)
+
+
+def _shown(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+
+def error_message(text: str) -> str:
+    """Of a text that may quote what others wrote, as much as every client takes: the beginning, and the end, where the
+    remedy is."""
+    encoded = unicode_text(text).encode()
+    if len(encoded) <= _MESSAGE_MAX_BYTES:
+        return encoded.decode()
+    tail = encoded[-_KEPT_AT_THE_END_BYTES:].decode(errors="ignore")
+    left_out = f" … ({len(encoded)} bytes, shortened) … "
+    head = encoded[: _MESSAGE_MAX_BYTES - len(f"{left_out}{tail}".encode())].decode(errors="ignore")
+    return f"{head}{left_out}{tail}"
 
 
 class JobError(Exception):
@@ -11,8 +40,8 @@ class JobError(Exception):
     code: ClassVar[str] = ""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = error_message(message)
+        super().__init__(self.message)
 
 
 class InvalidArgument(JobError):

@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
             store.state_id,
             _mark_secret(store),
             level=options.get("--containment", ""),
-            base=store.get_meta("cgroup_base") or "",
+            base=os.fsdecode(store.get_meta("cgroup_base") or ""),
         )
         signals = _signal_fd()
         supervisor = Supervisor(
@@ -66,9 +66,10 @@ def main(argv: list[str]) -> int:
     except LockHeld as held:
         _tell(ready_fd, f"failed: {state_dir} has a supervisor already (pid {held.pid}){_call(held.pid, state_dir)}")
         return frames.EXIT_LOCKED
-    except (OSError, StoreError, ContainmentError, sqlite3.Error) as error:
-        note("supervisor.failed", reason=str(error))
-        _tell(ready_fd, f"failed: {error}")
+    except (OSError, StoreError, ContainmentError, sqlite3.Error, RuntimeError, MemoryError) as error:
+        reason = str(error) or "out of memory"
+        note("supervisor.failed", reason=reason)
+        _tell(ready_fd, f"failed: {reason}")
         return 1
     note("supervisor.started", pid=os.getpid())
     _tell(ready_fd, f"ready {os.getpid()}")

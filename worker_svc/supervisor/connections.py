@@ -80,8 +80,8 @@ class Connection:
             return []
         try:
             return self._decoder.feed(received)
-        except frames.FrameError as error:
-            note("connection.refused", reason=str(error))
+        except (frames.FrameError, MemoryError) as error:
+            note("connection.refused", reason=str(error) or "out of memory")
             self.close()
             return []
 

@@ -78,8 +78,9 @@ class Endings:
         self._ending[job.job_id] = job
         if job.adopted:
             self._timers.after(_EXIT_STATUS_WAIT_S, partial(self._give_status_up, job), job)
-            self._timers.attempt(partial(self._look_for_status, job))  # at once: its parent may reap it any moment
-        self._timers.attempt(partial(self.look_again, job))
+            # At once: its parent may reap it any moment.
+            self._timers.attempt(partial(self._look_for_status, job), job)
+        self._timers.attempt(partial(self.look_again, job), job)
 
     def _end_rest(self, job: LiveJob) -> None:
         assert job.container is not None
@@ -134,14 +135,12 @@ class Endings:
             return
         self._look_for_status(job)
         if job.ended is None:
-            self._ending.pop(job.job_id, None)
             self._lose(job, "it ended after its supervisor had died, and this kernel does not tell its exit status")
         else:
             self.look_again(job)
 
     def _end(self, job: LiveJob, ended: Exit, stuck: str) -> None:
         assert job.container is not None
-        self._ending.pop(job.job_id, None)
         try:
             usage = self._containment.usage(job.container)
         except OSError as error:  # the status, which is taken already, matters more
@@ -173,6 +172,7 @@ class Endings:
 
     def let_go(self, container: Container) -> None:
         """The job is finished, its leader's pidfd about to be closed: what is left of it is killed until it is gone."""
+        self._ending.pop(container.job_id, None)
         self._containment.leader_gone(container)
         if self._is_killed(container):
             if not self._containment.remove(container):
@@ -218,7 +218,7 @@ class Endings:
         for container in containers:
             job = self._ending.get(container.job_id)
             if job is not None and job.container is container:
-                self._timers.attempt(partial(self.look_again, job))
+                self._timers.attempt(partial(self.look_again, job), job)
             elif container in self._lingering and self._is_killed(container):
                 self._lingering.remove(container)
                 self._containment.remove(container)

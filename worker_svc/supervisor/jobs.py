@@ -24,8 +24,10 @@ from worker_svc.job import (
     ProcessLimits,
     ResourceExhausted,
     StopCause,
+    error_message,
 )
 from worker_svc.supervisor import adoption, crashpoints
+from worker_svc.supervisor.clocks import NS_PER_S, wall_ns
 from worker_svc.supervisor.containment import Containment, ContainmentError
 from worker_svc.supervisor.endings import Endings
 from worker_svc.supervisor.journal import note
@@ -33,12 +35,13 @@ from worker_svc.supervisor.ledger import Ledger
 from worker_svc.supervisor.livejob import LiveJob
 from worker_svc.supervisor.mailbox import Mailbox
 from worker_svc.supervisor.output_guard import OutputGuard, can_drop_head
+from worker_svc.supervisor.reserve import Reserve
 from worker_svc.supervisor.retention import Retention, check_floor
 from worker_svc.supervisor.settings import Settings
 from worker_svc.supervisor.spawn import IMPLEMENTATION, LaunchPlan, Spawned, Spawner, SpawnFailed
 from worker_svc.supervisor.stops import Stops
 from worker_svc.supervisor.store import JobStore, LiveRow, output_path, stderr_path
-from worker_svc.supervisor.timers import NS_PER_S, Timers
+from worker_svc.supervisor.timers import Timers, is_passing
 from worker_svc.supervisor.transitions import Transitions
 
 _NO_LIMITS: Final = CgroupLimits()
@@ -68,6 +71,7 @@ class Jobs:
         self._timers = timers
         self._transitions = Transitions(ledger)
         self.retention = Retention(state_dir, store, ledger)
+        self.reserve = Reserve()
         self._boot_id = adoption.boot_id()
         self._by_id: dict[str, LiveJob] = {}
         self._by_pidfd: dict[int, LiveJob] = {}
@@ -78,9 +82,9 @@ class Jobs:
         self._inherited = inherited
         self.containment = containment
         self.spawner = Spawner(
-            lambda job, result: mailbox.post(partial(self._on_spawned, job, result)), spawner or IMPLEMENTATION
+            lambda job, result: mailbox.post(partial(self._on_spawned, job, result), job), spawner or IMPLEMENTATION
         )
-        self._guard = OutputGuard(lambda job: mailbox.post(partial(self._on_output_exceeded, job)))
+        self._guard = OutputGuard(lambda job: mailbox.post(partial(self._on_output_exceeded, job), job))
         self.can_drop_head = can_drop_head(f"{state_dir}/output")
         self.stops = Stops(
             self._transitions,
@@ -110,6 +114,8 @@ class Jobs:
 
     def accept(self, job: LiveJob, spec: JobSpec, stdin: bytes) -> None:
         """Takes a new job: into a slot, or into the queue. Raises ResourceExhausted, PreconditionFailed."""
+        if not self.reserve.refill():
+            raise ResourceExhausted("the supervisor is short of memory or of open files: try again later")
         check_floor(self.state_dir, self.settings)
         self._check_limits(spec)
         has_slot = self.running < self.settings.slots and not self.queued
@@ -138,7 +144,7 @@ class Jobs:
             except ContainmentError as error:
                 raise PreconditionFailed(_text_of(error)) from error
 
-    def take_back(self, job: LiveJob) -> None:
+    def take_back(self, job: LiveJob, error: JobError) -> None:
         """Its acceptance could not be recorded: it never was."""
         if job.state is JobState.FINISHED:  # stopped in the same turn: it holds nothing any more
             self.retention.on_deleted(0)
@@ -149,38 +155,59 @@ class Jobs:
             self.running -= 1
         job.state = JobState.NEW
         del self._by_id[job.job_id]
-        self._answer_start(job, ResourceExhausted(f"the job could not be recorded: {self._ledger.failure}"))
+        self._answer_start(job, error)
+
+    def give_up(self, job: LiveJob, error: Exception, is_new: bool = False) -> None:
+        """What fails in an unforeseen way for one job ends that job. `is_new`: it is not on record, and never was."""
+        reason = error_message(f"the supervisor failed on it: {type(error).__name__}: {error}")
+        if is_new:
+            self.take_back(job, PreconditionFailed(f"the job cannot be recorded: {type(error).__name__}: {error}"))
+        elif job.state is JobState.FINISHED:
+            self._transitions.end_otherwise(job, f"lost: {reason}")
+        elif job.is_spawning:
+            job.fault = reason  # for when its process is there, or not
+            self.spawner.kill(job)
+        else:
+            self.lose(job, reason)
 
     def promote(self) -> None:
-        while self._queue and self.running < self.settings.slots:
+        while self._queue and self.running < self.settings.slots and self.reserve.refill():
             _, job = self._queue.popitem(last=False)
             self.queued -= 1
             self._launch(job)
 
     def _launch(self, job: LiveJob) -> None:
         self.running += 1
-        self._transitions.move(job, Event.LAUNCH, queued_ns=time.time_ns() - job.accepted_ns)
+        self._transitions.move(job, Event.LAUNCH, queued_ns=wall_ns() - job.accepted_ns)
         self._ledger.then(partial(self._spawn, job))
 
     def _spawn(self, job: LiveJob) -> None:
         if job.state is not JobState.STARTING:  # taken back
             return
         try:
-            spec = job.spec or self._store.spec_of(job.ordinal)
-            stdin = job.stdin or (self._store.stdin_of(job.ordinal) if spec.stdin_size_bytes else b"")
-        except sqlite3.Error as error:
-            failed = SpawnFailed(f"the job's record could not be read: {error}")
-            self._mailbox.post(partial(self._on_spawned, job, failed))
+            plan = self._prepare(job)
+        except Exception as error:
+            if is_passing(error):
+                raise
+            self._mailbox.post(partial(self._on_spawned, job, SpawnFailed(_why(error))), job)
             return
-        job.spec, job.stdin = None, b""
+        if crashpoints.is_armed:
+            crashpoints.reach("before-spawn")
+        job.is_spawning = True
+        self.spawner.submit(job, plan)
+        if job.timeout_s > 0:
+            self._timers.after(job.timeout_s, partial(self.stops.on_start_timeout, job), job)
+
+    def _prepare(self, job: LiveJob) -> LaunchPlan:
+        """Raises sqlite3.Error, ContainmentError."""
+        spec = job.spec or self._store.spec_of(job.ordinal)
+        stdin = job.stdin or (self._store.stdin_of(job.ordinal) if spec.stdin_size_bytes else b"")
         job.take(spec)
-        try:
+        if job.container is None:
             limits = spec.cgroup_limits if spec.cgroup_limits != _NO_LIMITS else None
             job.container = self.containment.create(job.job_id, limits, accepted_ns=job.accepted_ns)
-        except ContainmentError as error:
-            self._mailbox.post(partial(self._on_spawned, job, SpawnFailed(_text_of(error))))
-            return
-        plan = LaunchPlan(
+        job.spec, job.stdin = None, b""
+        return LaunchPlan(
             argv=spec.checked_argv,
             env={**self.settings.base_env, **spec.env, **self.containment.marks(job.container)},
             cgroup_fd=job.container.cgroup_fd,
@@ -195,11 +222,6 @@ class Jobs:
             user_env=self._user_env(spec),
             checked=spec.checked,
         )
-        if crashpoints.is_armed:
-            crashpoints.reach("before-spawn")
-        self.spawner.submit(job, plan)
-        if job.timeout_s > 0:
-            self._timers.after(job.timeout_s, partial(self.stops.on_start_timeout, job), job)
 
     def _user_env(self, spec: JobSpec) -> tuple[str, ...]:
         """A job of another user is not to find our HOME; what the spec itself sets stays."""
@@ -210,6 +232,7 @@ class Jobs:
     def _on_spawned(self, job: LiveJob, result: Spawned | SpawnFailed) -> None:
         if crashpoints.is_armed:
             crashpoints.reach("after-spawn")
+        job.is_spawning = False
         if isinstance(result, SpawnFailed) and job.given_up:
             timed_out = job.asked_cause is StopCause.TIMEOUT
             outcome = Outcome.TIMED_OUT if timed_out else Outcome.STOPPED
@@ -223,7 +246,11 @@ class Jobs:
             return
         assert job.container is not None
         self.containment.started(job.container, result.pid, result.pidfd, result.start_ticks)
-        self.go_on_running(job, result, time.time_ns())
+        if job.fault:
+            job.pid, job.pidfd = result.pid, result.pidfd
+            self.lose(job, job.fault)
+            return
+        self.go_on_running(job, result, wall_ns())
 
     def go_on_running(self, job: LiveJob, found: Spawned, started_ns: int) -> None:
         """The job's process is there: just spawned, or found by a new supervisor."""
@@ -238,14 +265,17 @@ class Jobs:
         }
         self._transitions.move(job, Event.SPAWNED, changes=changes)
         self._ledger.then(partial(self._answer_start, job))
-        self.watch(job)
+        self._timers.attempt(partial(self.watch, job), job)
         if job.asked is not None:
             self.stops.stop(job, *job.asked, cause=job.asked_cause)
 
     def watch(self, job: LiveJob) -> None:
         """From now on its exit, its timeout and its output are looked after."""
-        self._by_pidfd[job.pidfd] = job
-        self._epoll.register(job.pidfd, select.EPOLLIN)
+        if job.state is JobState.FINISHED:  # before this could be tried again
+            return
+        if job.pidfd not in self._by_pidfd:
+            self._epoll.register(job.pidfd, select.EPOLLIN)
+            self._by_pidfd[job.pidfd] = job
         if job.timeout_s > 0:
             age_s = (time.monotonic_ns() - job.started_monotonic_ns) / NS_PER_S
             self._timers.after(max(0.0, job.timeout_s - age_s), partial(self.stops.on_timeout, job), job)
@@ -297,25 +327,25 @@ class Jobs:
 
     def _finish(self, job: LiveJob, event: Event, *, changes: dict[str, Any] | None = None, **fields: Any) -> None:
         """The one way out of life: records how it ended and lets go of all that it held."""
-        if job.state is JobState.QUEUED:
-            self.queued -= 1
-            del self._queue[job.job_id]
-        else:
-            self.running -= 1
-        wall_ns = time.monotonic_ns() - job.started_monotonic_ns if job.started_monotonic_ns else None
+        ran_ns = time.monotonic_ns() - job.started_monotonic_ns if job.started_monotonic_ns else None
         if event is Event.LOSE:
-            wall_ns = None  # nobody saw when it ended
+            ran_ns = None  # nobody saw when it ended
         columns = {
             **(changes or {}),
             **{name: fields.get(name) for name in ("exit_code", "signal", "cpu_ns")},
             "outcome": int(fields["outcome"]),
             "reason": fields["reason"],
-            "finished_ns": time.time_ns(),
-            "wall_ns": wall_ns,
+            "finished_ns": wall_ns(),
+            "wall_ns": ran_ns,
             **({"paused": 0} if job.paused else {}),
             **self._final_sizes(job),
         }
-        self._transitions.move(job, event, changes=columns, wall_ns=wall_ns, **fields)
+        if job.state is JobState.QUEUED:
+            self.queued -= 1
+            del self._queue[job.job_id]
+        else:
+            self.running -= 1
+        self._transitions.move(job, event, changes=columns, wall_ns=ran_ns, **fields)
         if job.container is not None:
             self.endings.let_go(job.container)
             job.container = None
@@ -377,6 +407,14 @@ class Jobs:
         else:
             self.running += 1
         return job
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ContainmentError):
+        return _text_of(error)
+    if isinstance(error, sqlite3.Error):
+        return f"the job's record could not be read: {error}"
+    return f"the supervisor could not prepare it: {type(error).__name__}: {error}"
 
 
 def _text_of(error: ContainmentError) -> str:

@@ -9,13 +9,15 @@ import json
 import os
 import time
 
+from worker_svc.supervisor.clocks import NS_PER_S, wall_ns
+
 
 def note(event: str, **fields: object) -> None:
-    seconds, ns = divmod(time.time_ns(), 1_000_000_000)
-    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    line = json.dumps({"time": f"{moment}.{ns // 1000:06d}Z", "event": event, **fields})
     try:
+        seconds, ns = divmod(wall_ns(), NS_PER_S)
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+        line = json.dumps({"time": f"{moment}.{ns // 1000:06d}Z", "event": event, **fields})
         os.write(2, line.encode() + b"\n")
-    except OSError:
+    except (OSError, MemoryError):
         # A full disk or a closed standard error: there is nowhere left to say so, and jobs matter more.
         return

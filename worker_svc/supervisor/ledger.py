@@ -2,16 +2,18 @@
 
 Jobs move in memory first; the moves of one turn are then committed together, and only a commit that succeeded lets
 the effects out. When the disk is full nothing is lost: the moves stay here, in order, and the next turn tries again.
-Sequence numbers are given out at the commit, so that moves can be taken back until then.
+Sequence numbers are given out at the commit, so that moves can be taken back until then. What cannot be written for a
+reason of its own holds up no other job: it is put aside, and its job ended.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from worker_svc.job import JobSpec, Transition
+from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.livejob import LiveJob
 from worker_svc.supervisor.store import JobStore
 
@@ -42,6 +44,11 @@ class _DropEvents(NamedTuple):
 
 
 _Entry: TypeAlias = _Add | _Move | _Annotate | _Delete | _DropEvents
+
+GiveUp: TypeAlias = Callable[[LiveJob, Exception, bool], None]
+
+# Of sqlite3.Error, what the values are at fault for; for all else it is the disk, and may pass.
+_FAULTS_OF_DATA: Final = (sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.IntegrityError, sqlite3.DataError)
 
 
 class Ledger:
@@ -81,23 +88,40 @@ class Ledger:
     def is_behind(self) -> bool:
         return bool(self._pending)
 
-    def commit(self) -> bool:
-        """Puts what is pending on disk. False: it could not be, `failure` says why, and everything stays pending."""
-        if not self._pending:
-            self.failure = ""
-            return True
-        try:
-            self._store.begin()
-            for entry in self._pending:
-                self._write(entry)
-            self._store.commit()
-        except sqlite3.Error as error:
-            self._store.rollback()
-            self.failure = str(error)
-            return False
-        self._pending.clear()
+    def commit(self, give_up: GiveUp) -> bool:
+        """Puts what is pending on disk. False: it could not be, `failure` says why, and everything stays pending.
+
+        `give_up` is to end a job of which something can never be written, with what it raised, and whether the job
+        itself is not on record. What was pending of it is gone by then.
+        """
+        given_up: set[int] = set()
         self.failure = ""
-        return True
+        while self._pending and not self.failure:
+            entry: _Entry = self._pending[0]
+            try:
+                self._store.begin()
+                for entry in self._pending:
+                    self._write(entry)
+                self._store.commit()
+                self._pending.clear()
+            except Exception as error:
+                self._store.rollback()
+                if isinstance(error, sqlite3.Error | MemoryError) and not isinstance(error, _FAULTS_OF_DATA):
+                    self.failure = str(error) or "out of memory"
+                else:
+                    self._put_aside(entry, error, given_up, give_up)
+        return not self.failure
+
+    def _put_aside(self, entry: _Entry, error: Exception, given_up: set[int], give_up: GiveUp) -> None:
+        job = None if isinstance(entry, _Delete | _DropEvents) else entry.job
+        note("store.refused", entry=type(entry).__name__, job_id=job.job_id if job else "", reason=repr(error))
+        if job is None or id(job) in given_up:
+            self._pending.remove(entry)
+            return
+        given_up.add(id(job))
+        mine = [one for one in self._pending if getattr(one, "job", None) is job]
+        self._pending = [one for one in self._pending if getattr(one, "job", None) is not job]
+        give_up(job, error, any(isinstance(one, _Add) for one in mine))
 
     def take_effects(self) -> list[Callable[[], None]]:
         effects, self._effects = self._effects, []

@@ -20,9 +20,11 @@ class LiveJob:
         "container",
         "ended",
         "exited",
+        "fault",
         "fingerprint",
         "given_up",
         "giving_up",
+        "is_spawning",
         "job_id",
         "kill_at_ns",
         "ordinal",
@@ -79,6 +81,10 @@ class LiveJob:
         """What of it would not die, as last recorded."""
         self.started_monotonic_ns = 0
         self.stop_cause = StopCause.NONE
+        self.is_spawning = False
+        """Whether a spawner has its plan, and has not told what came of it."""
+        self.fault = ""
+        """Why it is lost once it has."""
         self.given_up = False
         """Whether its start was broken off, since it was asked to stop."""
         self.giving_up = False

@@ -16,23 +16,27 @@ from functools import partial
 from typing import Final
 
 from worker_svc import frames
-from worker_svc.job import ProcessLimits
+from worker_svc.job import ProcessLimits, ResourceExhausted
 from worker_svc.supervisor import crashpoints, statedir
+from worker_svc.supervisor.clocks import NS_PER_S
 from worker_svc.supervisor.connections import Connection, listen, peer_is_trusted
 from worker_svc.supervisor.containment import Containment
 from worker_svc.supervisor.jobs import Jobs
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.ledger import Ledger
+from worker_svc.supervisor.livejob import LiveJob
 from worker_svc.supervisor.lockfile import LockFile, LockHeld
 from worker_svc.supervisor.mailbox import Mailbox
 from worker_svc.supervisor.recovery import recover
 from worker_svc.supervisor.requests import Requests
 from worker_svc.supervisor.store import JobStore
-from worker_svc.supervisor.timers import NS_PER_S, Timers, is_passing
+from worker_svc.supervisor.timers import Timers, is_passing
 
 _ACCEPT_RETRY_S: Final = 0.5
-_EXHAUSTED_PAUSE_S: Final = 0.01
-_COMMIT_RETRY_NS: Final = NS_PER_S // 4
+_TROUBLE_PAUSE_S: Final = 0.01
+_RETRY_NS: Final = NS_PER_S // 4
+# Of turns that fail one after the other, for no want of anything: a supervisor that starts anew may fare better.
+_FAULTS_MAX: Final = 100
 # epoll takes at most 2**31 ms, some 25 days; a timer can be years away.
 _PATIENCE_MAX_S: Final = 3600.0
 
@@ -57,15 +61,17 @@ class Supervisor:
         self._listener: socket.socket | None = None
         self._signals = signals
         self._ledger = Ledger(store)
-        self._timers = Timers()
+        self._timers = Timers(self._on_trouble)
         self._epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
-        mailbox = Mailbox()
+        mailbox = Mailbox(self._timers)
         self._jobs = Jobs(
             state_dir, store, self._ledger, self._epoll, self._timers, mailbox, containment, spawner, inherited
         )
         self._requests = Requests(self._jobs, store, self._ledger)
         self._connections: dict[int, Connection] = {}
         self._idle_since_ns = time.monotonic_ns()
+        self._noted_trouble = ("", "")
+        self._noted_trouble_s = 0.0
         self._noted_failure = ""
         """The last that was said of the store: it is tried again four times a second."""
         self._is_asked_to_leave = False
@@ -82,8 +88,16 @@ class Supervisor:
 
     def run(self) -> None:
         """Returns when there is nothing left to supervise."""
+        faults = 0
         while not self._is_done():
-            self._turn()
+            try:
+                self._turn()
+                faults = 0
+            except Exception as error:
+                faults += not self._on_trouble(error)
+                if faults > _FAULTS_MAX:
+                    raise
+                time.sleep(_TROUBLE_PAUSE_S)
         for connection in list(self._connections.values()):
             connection.close()
         if self._has_socket():
@@ -92,16 +106,41 @@ class Supervisor:
 
     def _turn(self) -> None:
         for fd, events in self._epoll.poll(self._patience_s()):
+            job = self._jobs.with_pidfd(fd)
             try:
                 self._on_ready(fd, events)
-            except (OSError, MemoryError) as error:
-                if not is_passing(error):
-                    raise
-                note("supervisor.exhausted", reason=str(error) or "out of memory")
-                time.sleep(_EXHAUSTED_PAUSE_S)  # it will be reported again, at once and until it can be dealt with
+            except Exception as error:
+                if not self._on_trouble(error, job) and fd in self._connections:
+                    self._connections.pop(fd).close()  # the worker connects again, and asks again what it may
+                time.sleep(_TROUBLE_PAUSE_S)  # it will be reported again, at once and until it can be dealt with
         self._timers.fire_due()
-        self._jobs.retention.step(self._jobs.settings)
+        self._timers.attempt(partial(self._jobs.retention.step, self._jobs.settings))
         self._settle()
+
+    def _on_trouble(self, error: Exception, job: LiveJob | None = None) -> bool:
+        """True: the machine has no more of something, which may pass. Else it is a fault of ours, which ends the job
+        that it came with, and neither the others nor the loop."""
+        if is_passing(error):
+            self._jobs.reserve.spend()
+            self._note_trouble("supervisor.exhausted", str(error) or "out of memory")
+            return True
+        # Not at the top: it is seldom needed, and large.
+        from traceback import format_exception
+
+        self._note_trouble("supervisor.fault", "".join(format_exception(error)))
+        if job is not None:
+            try:
+                self._jobs.give_up(job, error)
+            except Exception as again:
+                self._note_trouble("supervisor.fault", f"{job.job_id} could not be given up: {again!r}")
+        return False
+
+    def _note_trouble(self, event: str, reason: str) -> None:
+        """Not again and again: some are met at each turn."""
+        now_s = time.monotonic()
+        if (event, reason) != self._noted_trouble or now_s - self._noted_trouble_s > 1:
+            note(event, reason=reason)
+            self._noted_trouble, self._noted_trouble_s = (event, reason), now_s
 
     def _on_ready(self, fd: int, events: int) -> None:
         job = self._jobs.with_pidfd(fd)
@@ -119,7 +158,7 @@ class Supervisor:
         if crashpoints.is_armed:
             crashpoints.reach("before-commit")
         before = self._store.sequence
-        is_committed = self._ledger.commit()
+        is_committed = self._ledger.commit(self._jobs.give_up)
         if crashpoints.is_armed:
             crashpoints.reach("after-commit")
         for effect in self._ledger.take_urgent():
@@ -131,7 +170,8 @@ class Supervisor:
         else:
             self._note_failure()
             for job in self._ledger.take_back_new():
-                self._jobs.take_back(job)
+                refusal = ResourceExhausted(f"the job could not be recorded: {self._ledger.failure}")
+                self._jobs.take_back(job, refusal)
         is_new = self._store.sequence != before
         for connection in list(self._connections.values()):
             if is_new:
@@ -153,8 +193,8 @@ class Supervisor:
         due: list[int] = []
         if self._timers.next_ns is not None:
             due.append(self._timers.next_ns)
-        if self._ledger.is_behind:
-            due.append(now_ns + _COMMIT_RETRY_NS)
+        if self._ledger.is_behind or not self._jobs.reserve.refill():
+            due.append(now_ns + _RETRY_NS)
         if self._jobs.retention.has_work:
             due.append(self._jobs.retention.next_ns)
         if self._is_idle():

@@ -1,4 +1,4 @@
-"""What other threads have to say to the loop: calls that it makes in its own turn."""
+"""What other threads have to say to the loop: calls that it makes in its own turn, each about a job."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import os
 from collections import deque
 from collections.abc import Callable
 
+from worker_svc.supervisor.livejob import LiveJob
+from worker_svc.supervisor.timers import Timers
+
 
 class Mailbox:
-    def __init__(self) -> None:
-        self._letters: deque[Callable[[], None]] = deque()
+    def __init__(self, timers: Timers) -> None:
+        self._timers = timers
+        self._letters: deque[tuple[Callable[[], None], LiveJob]] = deque()
         self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         """Readable when there is something: then call `open`."""
 
-    def post(self, letter: Callable[[], None]) -> None:
+    def post(self, letter: Callable[[], None], job: LiveJob) -> None:
         """From any thread."""
-        self._letters.append(letter)
+        self._letters.append((letter, job))
         os.eventfd_write(self.bell, 1)
 
     def open(self) -> None:
         os.eventfd_read(self.bell)
         while self._letters:
-            self._letters.popleft()()
+            self._timers.attempt(*self._letters.popleft())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
-import time
 
 from worker_svc.job import JobState, StopCause
 from worker_svc.supervisor import adoption, crashpoints
+from worker_svc.supervisor.clocks import wall_ns
 from worker_svc.supervisor.jobs import Jobs
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.livejob import LiveJob
@@ -20,22 +21,31 @@ def recover(jobs: Jobs, store: JobStore, *, owns_processes: bool) -> None:
     rebooted = store.get_meta("boot_id") not in (None, boot_id)
     for row in store.live():
         job = jobs.put_back(row)
-        reason = adoption.lost_reason(row, boot_id, owns_processes)
-        if reason:
-            jobs.lose(job, reason)
-        elif row.state is JobState.QUEUED:
-            if rebooted and jobs.settings.on_reboot == "drop":
-                jobs.lose(job, "machine rebooted before it started (jobs.on_reboot is drop)")
-        elif row.state is JobState.STARTING:
-            _find_started(jobs, job, store, rebooted)
-        else:
-            _adopt(jobs, job, row, store)
+        try:
+            _recover(jobs, job, row, store, boot_id, rebooted, owns_processes=owns_processes)
+        except (KeyError, TypeError, ValueError) as error:  # its record is not what it should be: others' are
+            jobs.give_up(job, error)
     jobs.endings.end_strangers()
     if crashpoints.is_armed:
         crashpoints.reach("in-recovery")
     _remember(store, "boot_id", boot_id)
-    _remember(store, "cgroup_base", jobs.containment.base_path)
+    _remember(store, "cgroup_base", os.fsencode(jobs.containment.base_path))
     note("supervisor.recovered", running=jobs.running, queued=jobs.queued, sequence=store.sequence)
+
+
+def _recover(
+    jobs: Jobs, job: LiveJob, row: LiveRow, store: JobStore, boot_id: str, rebooted: bool, *, owns_processes: bool
+) -> None:
+    reason = adoption.lost_reason(row, boot_id, owns_processes)
+    if reason:
+        jobs.lose(job, reason)
+    elif row.state is JobState.QUEUED:
+        if rebooted and jobs.settings.on_reboot == "drop":
+            jobs.lose(job, "machine rebooted before it started (jobs.on_reboot is drop)")
+    elif row.state is JobState.STARTING:
+        _find_started(jobs, job, store, rebooted)
+    else:
+        _adopt(jobs, job, row, store)
 
 
 def _adopt(jobs: Jobs, job: LiveJob, row: LiveRow, store: JobStore) -> None:
@@ -76,10 +86,10 @@ def _find_started(jobs: Jobs, job: LiveJob, store: JobStore, rebooted: bool) -> 
     job.take(spec)
     if job.stop_cause is not StopCause.NONE:
         job.asked_cause, job.stop_cause, job.asked = job.stop_cause, StopCause.NONE, (None, None)
-    jobs.go_on_running(job, Spawned(leader.pid, pidfd, leader.start_ticks), time.time_ns())
+    jobs.go_on_running(job, Spawned(leader.pid, pidfd, leader.start_ticks), wall_ns())
 
 
-def _remember(store: JobStore, key: str, value: str) -> None:
+def _remember(store: JobStore, key: str, value: str | bytes) -> None:
     """A full disk must not keep us from taking over."""
     if store.get_meta(key) == value:
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -26,6 +25,7 @@ from worker_svc.job import (
     Unavailable,
     check_job_id,
 )
+from worker_svc.supervisor.clocks import wall_ns
 from worker_svc.supervisor.connections import Connection
 from worker_svc.supervisor.jobs import Jobs
 from worker_svc.supervisor.journal import note
@@ -42,7 +42,7 @@ SECOND_WORKER: Final = "second_worker"
 class Requests:
     def __init__(self, jobs: Jobs, store: JobStore, ledger: Ledger) -> None:
         self._jobs = jobs
-        self._started_ns = time.time_ns()
+        self._started_ns = wall_ns()
         self.is_shutting_down = False
         """Whether it goes away once no job is left, and takes none."""
         self._worker: Connection | None = None
@@ -77,8 +77,8 @@ class Requests:
             connection.send({"r": request, "error": error.code, "text": error.message})
         except sqlite3.Error as error:
             connection.send({"r": request, "error": Unavailable.code, "text": f"the store cannot be read: {error}"})
-        except OSError as error:  # out of files, as a rule
-            text = f"the supervisor cannot do it now: {error.strerror or error}"
+        except (OSError, MemoryError) as error:  # out of files, as a rule
+            text = f"the supervisor cannot do it now: {getattr(error, 'strerror', '') or str(error) or 'out of memory'}"
             connection.send({"r": request, "error": Unavailable.code, "text": text})
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             connection.send(
@@ -154,7 +154,7 @@ class Requests:
             )
         spec = JobSpec.from_json(frame.header["spec"])
         check_spec(spec)
-        job = LiveJob(job_id, fingerprint, time.time_ns(), owner)
+        job = LiveJob(job_id, fingerprint, wall_ns(), owner)
         job.waiting = [(connection, request, False)]
         self._jobs.accept(job, spec, frame.body)
 

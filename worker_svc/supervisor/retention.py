@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import queue
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -17,6 +16,7 @@ from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.ledger import Ledger
 from worker_svc.supervisor.settings import Settings
 from worker_svc.supervisor.store import FinishedRow, JobStore, output_path, stderr_path
+from worker_svc.supervisor.threads import start_thread
 
 # A step deletes this much at most, between two turns of the loop: a few milliseconds.
 _JOBS_PER_STEP: Final = 64
@@ -32,8 +32,8 @@ class Janitor:
 
     def __init__(self) -> None:
         self._paths: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
         self._number = 0
+        start_thread(self._work, "janitor")
 
     def remove(self, path: str) -> None:
         """The name is free when this returns: a new job with the same id may need it before the file is gone."""
@@ -50,9 +50,6 @@ class Janitor:
 
     def unlink(self, path: str) -> None:
         """Later, of a name that nobody wants."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="janitor", daemon=True)
-            self._thread.start()
         self._paths.put(path)
 
     def _work(self) -> None:

@@ -13,10 +13,11 @@ from functools import partial
 from typing import Final
 
 from worker_svc.job import DURATION_MAX_S, Event, JobState, PreconditionFailed, StopCause
+from worker_svc.supervisor.clocks import NS_PER_S
 from worker_svc.supervisor.containment import Containment
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.livejob import LiveJob
-from worker_svc.supervisor.timers import NS_PER_S, Timers
+from worker_svc.supervisor.timers import Timers
 from worker_svc.supervisor.transitions import Transitions
 
 # SIGKILL ends a process in microseconds, unless it waits in the kernel for what does not come.
@@ -81,7 +82,7 @@ class Stops:
             return
         if job.paused:
             job.paused = False
-            self._timers.attempt(partial(self._thaw, job))
+            self._timers.attempt(partial(self._thaw, job), job)
         if moved or number is not None:
             # Once the stop is on record, so that what it brings about is not taken for something else.
             number = job.stop_signal if number is None else number
@@ -150,7 +151,7 @@ class Stops:
         try:
             self._containment.freeze(job.container)
         except OSError as error:
-            self._timers.attempt(partial(self._thaw, job))  # part of it may stand still
+            self._timers.attempt(partial(self._thaw, job), job)  # part of it may stand still
             if isinstance(error, PermissionError):
                 raise _not_allowed(job, error) from error
             raise
@@ -171,7 +172,7 @@ class Stops:
     def thaw_if_unrecorded(self, job: LiveJob) -> None:
         """Of an adopted job: who froze it may have died before that was on record."""
         if job.container is not None and not job.paused and self._containment.is_frozen(job.container):
-            self._timers.attempt(partial(self._thaw, job))
+            self._timers.attempt(partial(self._thaw, job), job)
 
     def _thaw(self, job: LiveJob) -> None:
         if job.container is None or job.paused:  # it is finished, or paused anew

@@ -25,6 +25,7 @@ from worker_svc.supervisor.store_rows import (
     LiveRow,
     StoreError,
     record_from_row,
+    storable,
     transition_from_row,
     uri_of,
 )
@@ -198,18 +199,25 @@ class JobStore:
             self._db.execute("ROLLBACK")
         self.sequence = self._committed
 
+    def _write(self, sql: str, values: tuple[Any, ...]) -> sqlite3.Cursor:
+        """The one way of values into the store, whatever they are: names of files are bytes, clocks can be set."""
+        try:
+            return self._db.execute(sql, values)
+        except (UnicodeEncodeError, OverflowError):
+            return self._db.execute(sql, tuple(map(storable, values)))
+
     def get_meta(self, key: str) -> Any:
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return row[0] if row else None
 
-    def set_meta(self, key: str, value: str | int) -> None:
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+    def set_meta(self, key: str, value: str | int | bytes) -> None:
+        self._write("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def add_job(
         self, job_id: str, spec: JobSpec, fingerprint: str, accepted_ns: int, stdin: bytes, owner: str = ""
     ) -> int:
         """Returns the job's ordinal. The row is complete with the first `add_transition`."""
-        cursor = self._db.execute(
+        cursor = self._write(
             "INSERT INTO jobs (job_id, spec, state, last_sequence, accepted_ns, fingerprint, owner)"
             " VALUES (?,?,0,0,?,?,?)",
             (job_id, _encode_json(spec.to_json()), accepted_ns, fingerprint, owner),
@@ -217,15 +225,15 @@ class JobStore:
         ordinal = cursor.lastrowid
         assert ordinal is not None
         if stdin:
-            self._db.execute("INSERT INTO stdin VALUES (?, ?)", (ordinal, stdin))
+            self._write("INSERT INTO stdin VALUES (?, ?)", (ordinal, stdin))
         return ordinal
 
     def add_transition(self, ordinal: int, moved: Transition, changes: dict[str, Any]) -> int:
         """Records one move, and `changes` of columns with it. Returns the sequence number it was given."""
         sequence = self.sequence + 1
-        self._db.execute(INSERT_EVENT, (sequence, *moved[1:]))
+        self._write(INSERT_EVENT, (sequence, *moved[1:]))
         columns = {"state": int(moved.to_state), "last_sequence": sequence, **changes}
-        self._db.execute(
+        self._write(
             f"UPDATE jobs SET {', '.join(f'{name}=?' for name in columns)} WHERE ordinal = ?",
             (*columns.values(), ordinal),
         )
@@ -236,7 +244,7 @@ class JobStore:
 
     def annotate(self, ordinal: int, changes: dict[str, Any]) -> None:
         """Changes columns of a job without a move."""
-        self._db.execute(
+        self._write(
             f"UPDATE jobs SET {', '.join(f'{name}=?' for name in changes)} WHERE ordinal = ?",
             (*changes.values(), ordinal),
         )

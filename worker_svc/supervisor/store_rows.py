@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final, NamedTuple
 
-from worker_svc.job import JobRecord, JobSpec, JobState, Outcome, Transition
+from worker_svc.job import JobRecord, JobSpec, JobState, Outcome, Transition, unicode_text
 
 STORE_NAME: Final = "jobs.sqlite3"
 SCHEMA_VERSION: Final = 1
@@ -113,6 +113,16 @@ class StoreError(Exception):
 def uri_of(path: str, options: str) -> str:
     """For sqlite3.connect (https://sqlite.org/uri.html); urllib would cost the supervisor memory."""
     return "file:" + path.replace("%", "%25").replace("?", "%3f").replace("#", "%23") + "?" + options
+
+
+def storable(value: Any) -> Any:
+    """As SQLite can hold it: text is UTF-8, a whole number has 64 bits."""
+    match value:
+        case str():
+            return unicode_text(value)
+        case int():
+            return max(-(2**63), min(int(value), 2**63 - 1))
+    return value
 
 
 def record_from_row(row: tuple[Any, ...]) -> JobRecord:

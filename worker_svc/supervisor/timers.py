@@ -11,10 +11,9 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from worker_svc.job import DURATION_MAX_S, JobState
-from worker_svc.supervisor.journal import note
+from worker_svc.supervisor.clocks import NS_PER_S
 from worker_svc.supervisor.livejob import LiveJob
 
-NS_PER_S: Final = 1_000_000_000
 _SWEEP_FROM: Final = 256
 _RETRY_S: Final = 0.25
 
@@ -27,7 +26,9 @@ class _Timer(NamedTuple):
 
 
 class Timers:
-    def __init__(self) -> None:
+    def __init__(self, on_trouble: Callable[[Exception, LiveJob | None], bool]) -> None:
+        """`on_trouble` hears what a call raised, and which job it is about; true: make it again later."""
+        self._on_trouble = on_trouble
         self._heap: list[_Timer] = []
         self._order = 0
         self._sweep_at = _SWEEP_FROM
@@ -52,17 +53,17 @@ class Timers:
     def fire_due(self) -> None:
         now_ns = time.monotonic_ns()
         while self._heap and self._heap[0].due_ns <= now_ns:
-            self.attempt(heapq.heappop(self._heap).fire)
+            timer = heapq.heappop(self._heap)
+            self.attempt(timer.fire, timer.job)
 
-    def attempt(self, call: Callable[[], None]) -> None:
-        """Makes a call, and makes it again later if the machine was out of something."""
+    def attempt(self, call: Callable[[], None], job: LiveJob | None = None) -> None:
+        """Makes a call, and makes it again later if the machine was out of something. It raises nothing: whatever goes
+        wrong for one job must not keep the loop from the others."""
         try:
             call()
-        except (OSError, MemoryError, RuntimeError) as error:
-            if not is_passing(error):
-                raise
-            note("supervisor.exhausted", reason=str(error) or "out of memory")
-            self.after(_RETRY_S, call)
+        except Exception as error:
+            if self._on_trouble(error, job):
+                self.after(_RETRY_S, call, job)
 
 
 def is_passing(error: BaseException) -> bool:

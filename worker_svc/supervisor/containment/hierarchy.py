@@ -79,7 +79,7 @@ def find_base(state_id: str, known: str = "") -> Base:
 def _mounts() -> list[_Mount]:
     """Every mount of the cgroup v2 file system, from proc_pid_mountinfo(5)."""
     mounts = []
-    with open("/proc/self/mountinfo") as file:
+    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
         for line in file:
             before, _, after = line.partition(" - ")
             if after.split(" ", 1)[0] == "cgroup2":
@@ -96,7 +96,7 @@ def _unescape(path: str) -> str:
 
 def _own_group() -> str | None:
     """Our group in the v2 hierarchy, which is number 0 (cgroups(7)). None if we are in none we can see."""
-    with open("/proc/self/cgroup") as file:
+    with open("/proc/self/cgroup", errors="surrogateescape") as file:
         for line in file:
             if line.startswith("0::"):
                 path = line[3:].rstrip("\n")
@@ -245,7 +245,7 @@ def _why_missing(parent: str, controllers: frozenset[str]) -> dict[str, str]:
 
 def _bound_to_v1() -> set[str]:
     names: set[str] = set()
-    with open("/proc/self/cgroup") as file:
+    with open("/proc/self/cgroup", errors="surrogateescape") as file:
         for line in file:
             number, controllers, _ = line.split(":", 2)
             if number != "0":

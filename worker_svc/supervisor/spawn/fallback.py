@@ -27,7 +27,6 @@ from typing import Final
 from worker_svc.job.limits import ProcessLimits
 from worker_svc.supervisor.spawn.explain import cwd_error, explain, explain_exec
 from worker_svc.supervisor.spawn.plan import (
-    THREAD_STACK_BYTES,
     Attempt,
     Files,
     LaunchPlan,
@@ -37,6 +36,7 @@ from worker_svc.supervisor.spawn.plan import (
     start_ticks_of,
 )
 from worker_svc.supervisor.spawn.steps import RLIMITS, Op, Place, Program
+from worker_svc.supervisor.threads import start_thread
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -93,12 +93,10 @@ def _start_plain(plan: LaunchPlan, program: Program, files: Files, attempt: Atte
         except BaseException as error:  # carried over to the thread that waits
             came.append(error)
 
-    former = threading.stack_size(THREAD_STACK_BYTES)
     try:
-        thread = threading.Thread(target=run, name="fork", daemon=True)
-        thread.start()
-    finally:
-        threading.stack_size(former)
+        thread = start_thread(run, "fork")
+    except RuntimeError as error:
+        raise SpawnFailed("no thread could be made to start it: a limit on their number is reached") from error
     _wait_for(thread, attempt)
     pid = came[0]
     if isinstance(pid, BaseException):

@@ -9,14 +9,12 @@ import threading
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from worker_svc.job import name_of
+from worker_svc.job import error_message, name_of
 from worker_svc.job.limits import Identity, ProcessLimits, Sandbox
 from worker_svc.job.spec import CheckedFile
 from worker_svc.supervisor.journal import note
 
 PATH_FALLBACK: Final = "/usr/local/bin:/usr/bin:/bin"
-# Of a thread that starts processes: address space, of which some pages are ever touched.
-THREAD_STACK_BYTES: Final = 256 * 1024
 _NO_PIDFD: Final = b"\xff\xff\xff\xff"
 
 
@@ -49,6 +47,9 @@ class Spawned(NamedTuple):
 
 class SpawnFailed(Exception):
     """The process could not be started; nothing of it is left. The text names the field and the remedy."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(error_message(text))
 
 
 class Attempt:

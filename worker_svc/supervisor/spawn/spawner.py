@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
-from worker_svc.supervisor.spawn.plan import THREAD_STACK_BYTES, Attempt, Files, LaunchPlan, Spawned, SpawnFailed
+from worker_svc.supervisor.journal import note
+from worker_svc.supervisor.spawn.plan import Attempt, Files, LaunchPlan, Spawned, SpawnFailed
 from worker_svc.supervisor.spawn.steps import Program, program_of
+from worker_svc.supervisor.threads import start_thread
 
 NATIVE: Final = "native"
 PYTHON: Final = "python"
@@ -18,6 +20,7 @@ SPAWNER_THREADS: Final = 2
 SPAWNER_THREADS_MAX: Final = 64
 # A start takes half a millisecond. If none has been begun for this long while some wait, all threads hang.
 _STUCK_AFTER_S: Final = 0.02
+_NO_THREAD_S: Final = 1.0
 
 
 class _Implementation(Protocol):
@@ -94,7 +97,7 @@ class Spawner:
         self._backlog = threading.Event()
         for _ in range(SPAWNER_THREADS):
             self._add_thread()
-        _start_thread(self._watch, "spawner-watch")
+        start_thread(self._watch, "spawner-watch")
 
     @property
     def threads(self) -> int:
@@ -119,7 +122,12 @@ class Spawner:
     def _add_thread(self) -> None:
         with self._lock:
             self._threads += 1
-        _start_thread(self._work, f"spawner-{self._threads}")
+        try:
+            start_thread(self._work, f"spawner-{self._threads}")
+        except RuntimeError:
+            with self._lock:
+                self._threads -= 1
+            raise
 
     def _work(self) -> None:
         while True:
@@ -135,15 +143,15 @@ class Spawner:
                     return
 
     def _run(self, token: object, plan: LaunchPlan) -> None:
-        attempt = self._attempts[id(token)] = Attempt()
         result: Spawned | SpawnFailed
         try:
+            attempt = self._attempts[id(token)] = Attempt()
             result = spawn(plan, self.implementation, attempt)
         except SpawnFailed as failure:
             result = failure
         except Exception as error:  # a fault of ours must end one job, not the thread that starts all others
             result = SpawnFailed(f"the supervisor could not start it: {type(error).__name__}: {error}")
-        del self._attempts[id(token)]
+        self._attempts.pop(id(token), None)
         self._done(token, result)
 
     def _watch(self) -> None:
@@ -155,13 +163,12 @@ class Spawner:
                 begun = self._begun
                 time.sleep(_STUCK_AFTER_S)
                 if begun == self._begun and not self._plans.empty():
-                    for _ in range(min(SPAWNER_THREADS, self._threads_max - self._threads)):
-                        self._add_thread()
+                    self._add_threads()
 
-
-def _start_thread(target: Callable[[], None], name: str) -> None:
-    former = threading.stack_size(THREAD_STACK_BYTES)
-    try:
-        threading.Thread(target=target, name=name, daemon=True).start()
-    finally:
-        threading.stack_size(former)
+    def _add_threads(self) -> None:
+        try:
+            for _ in range(min(SPAWNER_THREADS, self._threads_max - self._threads)):
+                self._add_thread()
+        except (RuntimeError, MemoryError) as error:  # the plans wait for those there are, and this looks again
+            note("supervisor.exhausted", reason=str(error) or "out of memory")
+            time.sleep(_NO_THREAD_S)

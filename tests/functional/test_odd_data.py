@@ -1,0 +1,117 @@
+"""Names that are no UTF-8, texts without end, clocks that were set wrong, records that are spoilt: they end no
+supervisor, and no job but the one that they are about."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import programs
+from tests.support.waiting import eventually_sync
+from tests.support.workers import PATIENCE_S, Refused, SupervisorProcess
+from worker_svc.job import JobState, Outcome
+
+ODD = "caf\udce9"  # b"caf\xe9", as Python keeps it
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[SupervisorProcess]:
+    with SupervisorProcess(tmp_path / "state") as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    "argv, fields, told",
+    [
+        (["nosuch"], {"env": {"PATH": f"/opt/{ODD}"}}, r"(/opt/caf\xe9)"),
+        ([f"/no/{ODD}"], {}, r"/no/caf\xe9: no such file"),
+        (["true"], {"cwd": f"/no/{ODD}"}, r"/no/caf\xe9: no such file"),
+        (["true"], {"identity": {"user": ODD}}, r"no user 'caf\udce9'"),
+        (["true"], {"sandbox": {"read_only_paths": [f"/no/{ODD}"]}}, r"/no/caf\xe9"),
+        (["true"], {"checked": [["command", f"/no/{ODD}", 1, 1, 1]]}, r"/no/caf\xe9"),
+    ],
+)
+def test_a_refusal_that_quotes_bytes_which_are_no_text(
+    supervisor: SupervisorProcess, argv: list[str], fields: dict[str, Any], told: str
+) -> None:
+    supervisor.run("other", programs.SLEEP)
+    with pytest.raises(Refused) as refused:
+        supervisor.run("j", argv, **fields)
+    record = supervisor.record("j")
+    assert record.outcome is Outcome.START_FAILED
+    assert told in record.reason
+    assert refused.value.text == record.reason
+    assert supervisor.record("other").state is JobState.RUNNING
+    assert "fault" not in supervisor.log()
+
+
+def test_a_script_and_a_directory_whose_names_are_no_text(supervisor: SupervisorProcess, tmp_path: Path) -> None:
+    folder = tmp_path / ODD
+    folder.mkdir()
+    (folder / ODD).write_bytes(b"#!/bin/sh\npwd\n")
+    (folder / ODD).chmod(0o755)
+    assert supervisor.finish("j", [str(folder / ODD), ODD], cwd=str(folder), env={ODD: ODD}).exit_code == 0
+    assert supervisor.output("j") == os.fsencode(folder) + b"\n"
+
+
+def test_a_reason_without_end_is_shortened(supervisor: SupervisorProcess) -> None:
+    with pytest.raises(Refused) as refused:
+        supervisor.run("j", ["true"], cwd="/" + "é" * 60_000)
+    assert len(refused.value.text.encode()) <= 2048
+    assert refused.value.text.startswith("cwd: /é")
+    assert refused.value.text.endswith("file name too long")
+    assert supervisor.record("j").reason == refused.value.text
+
+
+def test_a_spoilt_record_of_one_job_keeps_no_supervisor_from_the_others(tmp_path: Path) -> None:
+    supervisor = SupervisorProcess(tmp_path / "state", slots=3)
+    with supervisor:
+        for job_id in ("good", "bad", "queued"):
+            supervisor.run(job_id, programs.until_exists(tmp_path / "go", 3))
+        supervisor.run("bad-queued", programs.TRUE)
+        supervisor.kill()
+        with closing(sqlite3.connect(supervisor.path / "jobs.sqlite3")) as db, db:
+            for job_id, spec in (("bad", {"command": "sh", "field_of_the_future": 1}), ("bad-queued", ["no object"])):
+                db.execute("UPDATE jobs SET spec = ? WHERE job_id = ?", (json.dumps(spec), job_id))
+        supervisor.start()
+        ended = eventually_sync(lambda: [one for one in supervisor.events() if one.job_id == "bad" and one.outcome])
+        assert ended[0].outcome is Outcome.LOST
+        assert "field_of_the_future" in ended[0].reason
+        (tmp_path / "go").touch()
+        assert supervisor.wait_finished("good").exit_code == 3
+        ended = eventually_sync(
+            lambda: [one for one in supervisor.events() if one.job_id == "bad-queued" and one.outcome], PATIENCE_S
+        )
+        assert ended[0].outcome is Outcome.START_FAILED
+        assert supervisor.finish("after", programs.exits(4)).exit_code == 4
+
+
+@pytest.mark.parametrize("moment_ns", [2**63, 10**20, 0])
+def test_a_clock_that_no_record_can_hold(tmp_path: Path, moment_ns: int) -> None:
+    """The wall clock as a start-up file of Python sets it for the supervisor alone; as of the year 2262 or long ago."""
+    (tmp_path / "odd_clock.py").write_text(
+        f"import runpy, sys, time\n"
+        f"time.time_ns = lambda: {moment_ns}\n"
+        f"sys.argv[:2] = sys.argv[2:2]\n"
+        f"sys.argv = ['supervisor', *sys.argv[sys.argv.index('worker_svc.supervisor') + 1:]]\n"
+        f"runpy.run_module('worker_svc.supervisor', run_name='__main__', alter_sys=True)\n"
+    )
+    supervisor = SupervisorProcess(tmp_path / "state")
+    supervisor.run_as = [sys.executable, "-S", str(tmp_path / "odd_clock.py")]
+    with supervisor:
+        supervisor.run("stopped", programs.SLEEP)
+        supervisor.client.ask("stop", id="stopped", signal=None, grace_s=None)
+        assert supervisor.finish("j", programs.exits(3)).exit_code == 3
+        record = supervisor.wait_finished("stopped")
+        assert record.outcome is Outcome.STOPPED
+        assert record.finished_ns == min(moment_ns, 2**63 - 1)
+        assert record.wall_ns is not None
+        assert 0 <= record.wall_ns < 10**12
