@@ -23,7 +23,7 @@ from worker_svc.config import Address, Config
 from worker_svc.feed import Feed
 from worker_svc.guard import Gate
 from worker_svc.job import JobError
-from worker_svc.link import SupervisorError, SupervisorLink
+from worker_svc.link import SupervisorError, SupervisorLink, leave_no_core
 from worker_svc.masking import Masker
 from worker_svc.messages.defaults import start_defaults
 from worker_svc.output import OutputReader
@@ -75,6 +75,7 @@ def serve(config: Config, config_file: Path | None = None, *, file_is_named: boo
             if mended:
                 log.events.warning("worker.mended", what=mended)
             crashpoints.arm(str(config.state.dir), crashpoints.WORKER_FILE_NAME)
+            leave_no_core()
             return asyncio.run(_Worker(config, log, masker).run())
     except (StartError, SupervisorError, SecurityError, StoreError, OSError) as error:
         log.events.error("worker.failed", reason=str(error))

@@ -1,7 +1,7 @@
 """The frames on the unix socket between worker and supervisor, for both sides.
 
 A frame is an 8-byte head, two big-endian u32 (length of the header, length of the body), then the header, a JSON
-object in UTF-8, then the body, raw bytes (standard input of a start; otherwise empty).
+object in UTF-8, then the body, raw bytes (what a job reads and its secrets, of a start; otherwise empty).
 
 Requests carry `op` and `r`, a number the worker chooses; the answer carries the same `r` and either `ok`, an object,
 or `error`, a code of `job.ERRORS`, with `text`. Besides answers the supervisor sends one kind of frame unasked:
@@ -11,7 +11,7 @@ slow, stopped or gone costs the supervisor no memory, and catching up is the sam
 | op | fields | ok |
 |---|---|---|
 | hello | protocol, version, settings | protocol, version, pid, started_ns, state_id, seq |
-| start | id, fp, owner, spec, assigned; body: standard input | state, existed |
+| start | id, fp, owner, spec, new; body: standard input, and after it the secret variables | state, existed |
 | stop | id, signal, grace_s (null: the job's own) | state |
 | signal | id, signal | |
 | pause, resume | id | |
@@ -43,7 +43,7 @@ EXIT_LOCKED: Final = 3
 _HEAD: Final = struct.Struct("!II")
 # JSON spells one byte as six at worst (\u0001).
 HEADER_MAX_BYTES: Final = 6 * ARGV_ENV_MAX_BYTES + 64 * 1024
-BODY_MAX_BYTES: Final = STDIN_MAX_BYTES
+BODY_MAX_BYTES: Final = STDIN_MAX_BYTES + ARGV_ENV_MAX_BYTES
 
 _encode_json = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -55,6 +55,9 @@ class FrameError(Exception):
 class Frame(NamedTuple):
     header: dict[str, Any]
     body: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"Frame({self.header.get('op')!r}, {len(self.body)} bytes)"
 
 
 def encode(header: dict[str, Any], body: bytes = b"") -> bytes:

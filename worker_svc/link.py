@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -21,6 +22,8 @@ _START_TIMEOUT_S: Final = 30.0
 _RETRY_S: Final = 0.05
 _RETRY_MAX_S: Final = 2.0
 _SHUTTING_DOWN: Final = "it was told to (ShutdownWorker), and takes no new job until its last has ended"
+# Before the worker changed it for itself: jobs are to have this.
+_CORE_LIMIT: Final = resource.getrlimit(resource.RLIMIT_CORE)
 
 
 class SupervisorError(Exception):
@@ -356,16 +359,26 @@ def _spawn_supervisor(state_dir: Path, ready_fd: int, options: Sequence[str]) ->
     # its own, not the worker's, so that nothing of that can get into a job.
     command = [sys.executable, "-S", "-s", "-P", "-m", "worker_svc.supervisor"]
     environment = {"PYTHONPATH": str(Path(__file__).parent.parent), "LANG": "C.UTF-8"}
-    with open(state_dir / frames.SUPERVISOR_LOG_NAME, "ab", opener=_private) as log:
-        return subprocess.Popen(
-            [*command, "--state-dir", str(state_dir), "--ready-fd", str(ready_fd), *options],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            env=environment,
-            pass_fds=(ready_fd,),
-            start_new_session=True,
-        )
+    own = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, _CORE_LIMIT)
+    try:
+        with open(state_dir / frames.SUPERVISOR_LOG_NAME, "ab", opener=_private) as log:
+            return subprocess.Popen(
+                [*command, "--state-dir", str(state_dir), "--ready-fd", str(ready_fd), *options],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                env=environment,
+                pass_fds=(ready_fd,),
+                start_new_session=True,
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, own)
+
+
+def leave_no_core() -> None:
+    """Of this process: secrets of jobs pass through it."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, _CORE_LIMIT[1]))
 
 
 def _peer_pid(connected: socket.socket) -> int:

@@ -114,7 +114,8 @@ class WorkerService(GuardedService):
         if not start.job_id:
             header["new"] = True
         try:
-            answer = await self._link.ask("start", start.stdin, is_idempotent=True, patience_s=START_ANSWER_S, **header)
+            body = start.stdin + start.secrets.pack()
+            answer = await self._link.ask("start", body, is_idempotent=True, patience_s=START_ANSWER_S, **header)
         except JobExists as error:
             raise self._taken(job_id) or error from None
         except NoAnswer as silence:

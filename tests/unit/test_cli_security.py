@@ -208,7 +208,7 @@ def test_explain_judges_what_start_would_send(tmp_path: Path) -> None:
     argv = [
         "--cwd=/", "--env=A=b", "--timeout=3", "--label=k=v", "--stdin=in", "--separate-stderr", "--stop-signal=INT",
         "--stop-grace=1", "--output-max-bytes=9", "--output-policy=drop-head", "--wait-for-tree", "--memory-max=1M",
-        "--user=nobody", "--no-network",
+        "--user=nobody", "--no-network", "--secret-env=HOME",
     ]  # fmt: skip
     (tmp_path / "in").write_text("input")
     worker = FakeWorker()

@@ -35,6 +35,7 @@ from worker_svc.job import (
     OutputPolicy,
     ProcessLimits,
     Sandbox,
+    SecretEnv,
     StopCause,
     check_job_id,
     error_text,
@@ -265,10 +266,36 @@ def test_what_can_be_wrong_with_a_spec(spec: JobSpec, field: str, part: str) -> 
     assert part in caught.value.message
 
 
-def test_a_secret_is_not_in_what_is_wrong_with_it() -> None:
+ARG_CHARACTERS = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
+
+
+@pytest.mark.parametrize(
+    "env, secrets, problem",
+    [
+        ({"PASSWORD": "hunter2\0"}, {}, "env: the value of 'PASSWORD' must not contain NUL"),
+        ({}, {"TOKEN": "hunter2\0"}, "secret_env: the value of 'TOKEN' must not contain NUL"),
+        ({}, {"TOKEN=hunter2": "x"}, "secret_env: key 'TOKEN…' must not contain '=' or NUL"),
+        ({}, {"": "hunter2"}, "secret_env: has an empty key"),
+        ({}, {"TOKEN": "hunter2" * ARG_MAX_BYTES}, "secret_env: 'TOKEN' and its value must be below 131071 bytes"),
+        ({"A": "1"}, {"A": "hunter2"}, "secret_env: 'A' is in env too: give it in one of them"),
+        ({}, {"PATH": "/hunter2"}, "secret_env: PATH is no secret: give it in env"),
+        ({}, {f"T{n}": "hunter2" * 15_000 for n in range(20)}, "args: and env together must be below"),
+    ],
+)
+def test_a_secret_is_not_in_what_is_wrong_with_it(env: dict[str, str], secrets: dict[str, str], problem: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        GOOD._replace(env={"PASSWORD": "secret\0"}).validate()
-    assert "secret" not in caught.value.message
+        GOOD._replace(env=env, secret_env=tuple(secrets)).validate(secrets)
+    assert caught.value.message.startswith(problem)
+    assert "hunter2" not in caught.value.message
+
+
+@given(
+    st.dictionaries(st.text(ARG_CHARACTERS, min_size=1).filter(lambda name: "=" not in name), st.text(ARG_CHARACTERS))
+)
+def test_secrets_survive_their_way_and_have_no_repr(values: dict[str, str]) -> None:
+    secrets = SecretEnv(values)
+    assert SecretEnv.unpack(secrets.pack()) == values
+    assert repr(secrets) == f"SecretEnv({sorted(values)})"
 
 
 @pytest.mark.parametrize(
@@ -337,6 +364,7 @@ SPECS = st.builds(
     sandbox=st.sampled_from([Sandbox(), Sandbox(("/",), ("/a",), True, True)]),
     leader_exit=st.sampled_from(LeaderExit),
     checked=st.sampled_from([(), (CheckedFile("command", "/c", 1, 2, 3), CheckedFile("path", "/p", 4, 5, 6))]),
+    secret_env=st.lists(TEXTS, max_size=2).map(tuple),
 )
 
 
@@ -357,7 +385,7 @@ def _unusual() -> JobSpec:
     return JobSpec(
         "c", "p", ("a",), {"e": "v"}, "/", 1, 1.0, 9, 1.0, {"l": "v"}, True, 1, OutputPolicy.STOP,
         ProcessLimits(nice=1), CgroupLimits(pids_max=1), Identity("u"), Sandbox(private_tmp=True), LeaderExit.WAIT,
-        (CheckedFile("command", "/c", 1, 2, 3),),
+        (CheckedFile("command", "/c", 1, 2, 3),), ("s",),
     )  # fmt: skip
 
 

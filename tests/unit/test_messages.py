@@ -84,6 +84,7 @@ FULL: dict[str, Any] = {
         read_only_paths=["/usr", "/lib"], read_write_paths=["/work"], private_tmp=True, no_network=True
     ),
     "leader_exit": pb.LeaderExit.WAIT,
+    "secret_env": {"TOKEN": "hunter2", "A_SECRET": ""},
 }
 SPEC = JobSpec(
     command="bash",
@@ -104,6 +105,7 @@ SPEC = JobSpec(
     identity=Identity("nobody", "4", ("adm", "5"), False),
     sandbox=Sandbox(("/usr", "/lib"), ("/work",), True, True),
     leader_exit=LeaderExit.WAIT,
+    secret_env=("A_SECRET", "TOKEN"),
 )
 RECORD = JobRecord(
     ordinal=7,
@@ -232,6 +234,7 @@ def test_every_field_of_a_spec_is_told() -> None:
         identity=FULL["identity"],
         sandbox=FULL["sandbox"],
         leader_exit=wire.LeaderExit.WAIT,
+        secret_env=["A_SECRET", "TOKEN"],
     )
     # The limits are told in one message, whoever enforces them; `checked` is the policy's.
     assert len(JobSpec._fields) == len(fields_of(pb.JobSpec)) + 2
@@ -365,6 +368,8 @@ OTHERS: list[tuple[str, Any]] = [
     ("sandbox", None),
     ("leader_exit", pb.LeaderExit.UNSPECIFIED),
     ("leader_exit", pb.LeaderExit.KILL),
+    ("secret_env", {}),
+    ("secret_env", {"TOKEN": "hunter2"}),
 ]
 # And of each field within them.
 WITHIN: dict[str, list[tuple[str, Any]]] = {
@@ -424,6 +429,11 @@ def test_every_field_is_in_the_fingerprint() -> None:
         assert {name for name, _ in changes} == fields_of(type(FULL[field]))
     prints = [fingerprint(), *(fingerprint(**{name: value}) for name, value in OTHERS)]
     assert len(set(prints)) == len(prints)
+
+
+def test_the_values_of_secrets_are_not_in_the_fingerprint() -> None:
+    """It is on disk; and who asks again may have been given another token meanwhile."""
+    assert fingerprint(secret_env=dict.fromkeys(FULL["secret_env"], "other")) == fingerprint()
 
 
 def test_text_does_not_flow_from_one_field_into_the_next() -> None:

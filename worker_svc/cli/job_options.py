@@ -85,6 +85,14 @@ def add_job_options(add: Add) -> None:
         default=[],
         help="a variable for the job, repeatable; KEY alone passes on its value here",
     )
+    add(
+        "--secret-env",
+        metavar="NAME",
+        type=_secret,
+        action="append",
+        default=[],
+        help="a variable whose value here is delivered to the job and recorded nowhere, repeatable",
+    )
     add("--timeout", metavar="SECONDS", type=seconds, help="stop the job after so long; 0: never")
     add(
         "--label",
@@ -118,12 +126,22 @@ def _variable(text: str) -> tuple[str, str]:
     return key_value(text)
 
 
+def _secret(name: str) -> tuple[str, str]:
+    """Its value is never on a command line, which everybody on the machine can read; nor is it in a complaint."""
+    if "=" in name:
+        raise argparse.ArgumentTypeError("must be a name alone, whose value is taken from the environment here")
+    if name not in os.environ:
+        raise argparse.ArgumentTypeError(f"there is no variable {name!r} in the environment here")
+    return name, os.environ[name]
+
+
 def start_fields(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `WorkerClient.start` takes, as far as `add_job_options` tells it."""
     from worker_svc.job import LeaderExit, OutputPolicy
 
     return {
         "env": dict(arguments.env),
+        "secret_env": dict(arguments.secret_env),
         "cwd": arguments.cwd,
         "stdin": arguments.stdin_bytes,
         "timeout_s": arguments.timeout,

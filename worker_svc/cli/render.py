@@ -129,6 +129,7 @@ def job_block(job: Job, *, now: datetime) -> list[str]:
         "cwd": printable(spec.cwd),
         # Values may be secret: --json shows them to those who ask.
         "env": printable(", ".join(spec.env)),
+        "secret env": printable(", ".join(spec.secret_env)),
         "labels": printable(", ".join(f"{key}={value}" for key, value in spec.labels.items())),
         "stdin": human_size(spec.stdin_size_bytes) if spec.stdin_size_bytes else "",
         "pid": str(job.pid) if job.pid else "",
@@ -226,6 +227,7 @@ def job_json(job: Job) -> dict[str, Any]:
             "path": spec.path,
             "args": list(spec.args),
             "env": _plain(spec.env),
+            "secret_env": list(spec.secret_env),
             "cwd": spec.cwd,
             "stdin_size_bytes": spec.stdin_size_bytes,
             "timeout_s": _seconds(spec.timeout),

@@ -158,11 +158,13 @@ class WorkerClient:
         identity: Identity | None = None,
         sandbox: Sandbox | None = None,
         leader_exit: int = LeaderExit.UNSPECIFIED,
+        secret_env: Mapping[str, str] | None = None,
         deadline_s: float | None = None,
     ) -> StartJobRes:
         """Start a job: `command`, `path` (if not empty), `args`. What is left out is the worker's default.
         `output_policy` is an OutputPolicy, `leader_exit` a LeaderExit. A limit, user or sandbox that the worker's
         machine cannot give raises PreconditionFailed: `limits=Limits(memory_max_bytes=2**30, pids_max=100)`.
+        `secret_env` are variables like `env`, whose values are delivered to the job and recorded nowhere.
 
         With a `job_id` of your own the call is idempotent: after a doubtful failure, make the very same
         again.
@@ -186,6 +188,7 @@ class WorkerClient:
             identity=identity,
             sandbox=sandbox,
             leader_exit=member(LeaderExit, "leader_exit", leader_exit),
+            secret_env=dict(secret_env or {}),
         )
         return await self._call(request, self._stub.start_job(request, timeout=deadline_s))
 

@@ -34,6 +34,7 @@ from worker_svc.job.lifecycle import (
 )
 from worker_svc.job.limits import Identity, ProcessLimits, Sandbox
 from worker_svc.job.records import JobRecord, Transition
+from worker_svc.job.secrets import NO_SECRETS, SecretEnv
 from worker_svc.job.signals import parse_signal, signal_name
 from worker_svc.job.spec import (
     ARG_MAX_BYTES,
@@ -66,6 +67,7 @@ __all__ = [
     "LABELS_MAX",
     "LABEL_KEY_MAX_BYTES",
     "LABEL_VALUE_MAX_BYTES",
+    "NO_SECRETS",
     "STDIN_MAX_BYTES",
     "CgroupLimits",
     "CheckedFile",
@@ -90,6 +92,7 @@ __all__ = [
     "ProcessLimits",
     "ResourceExhausted",
     "Sandbox",
+    "SecretEnv",
     "StopCause",
     "Transition",
     "Unavailable",

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from worker_svc.job.cgroup_limits import CgroupLimits
 from worker_svc.job.errors import InvalidArgument
 from worker_svc.job.limits import Identity, ProcessLimits, Sandbox
+from worker_svc.job.secrets import NO_SECRETS
 from worker_svc.job.texts import name_of
 
 STDIN_MAX_BYTES: Final = 1024 * 1024
@@ -98,6 +99,8 @@ class JobSpec(NamedTuple):
     leader_exit: LeaderExit = LeaderExit.KILL
     checked: tuple[CheckedFile, ...] = ()
     """Empty: no policy restricts which files are run."""
+    secret_env: tuple[str, ...] = ()
+    """Names of variables whose values are nowhere but with the supervisor, until the process has them."""
 
     def __repr__(self) -> str:
         return f"JobSpec(command={name_of(self.command)!r}, arguments={len(self.argv) - 1}, env={sorted(self.env)})"
@@ -112,8 +115,14 @@ class JobSpec(NamedTuple):
         script = next((file.path for file in self.checked if file.field == "path"), "")
         return [self.command, script, *self.argv[2:]] if script else self.argv
 
-    def validate(self) -> None:
-        """Raises InvalidArgument for the first field that is malformed, whatever the machine."""
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The names of all that the request sets."""
+        return (*self.env, *self.secret_env)
+
+    def validate(self, secrets: Mapping[str, str] = NO_SECRETS) -> None:
+        """Raises InvalidArgument for the first field that is malformed, whatever the machine. `secrets`: the values of
+        `secret_env`."""
         if not self.command:
             raise InvalidArgument("command", "must not be empty: name a program, such as bash")
         for field, text in (("command", self.command), ("path", self.path), ("cwd", self.cwd)):
@@ -122,9 +131,11 @@ class JobSpec(NamedTuple):
             raise InvalidArgument("args", f"must be at most {ARGS_MAX}, not {len(self.args)}")
         for index, text in enumerate(self.args):
             _check_string(f"args[{index}]", text)
-        _check_env(self.env)
+        _check_env("env", self.env)
+        _check_env("secret_env", secrets)
+        _check_secret_names(self)
         total = sum(len(text.encode()) + 9 for text in self.argv)
-        total += sum(len(f"{key}={value}".encode()) + 9 for key, value in self.env.items())
+        total += sum(len(f"{key}={value}".encode()) + 9 for key, value in (*self.env.items(), *secrets.items()))
         if total > ARGV_ENV_MAX_BYTES:
             raise InvalidArgument("args", f"and env together must be below {ARGV_ENV_MAX_BYTES} bytes, not {total}")
         if self.cwd and not self.cwd.startswith("/"):
@@ -168,6 +179,7 @@ _FIRST_NESTED: Final = JobSpec._fields.index(_NESTED[0])
 # What JSON has no values of.
 _KINDS: Final[dict[str, Callable[[Any], Any]]] = {
     "args": tuple,
+    "secret_env": tuple,
     "output_policy": OutputPolicy,
     "process_limits": ProcessLimits.from_json,
     "cgroup_limits": CgroupLimits.from_json,
@@ -186,18 +198,26 @@ def _check_string(field: str, text: str) -> None:
         raise InvalidArgument(field, f"must be at most {ARG_MAX_BYTES} bytes, not {size}")
 
 
-def _check_env(env: dict[str, str]) -> None:
+def _check_secret_names(spec: JobSpec) -> None:
+    for name in spec.secret_env:
+        if name in spec.env:
+            raise InvalidArgument("secret_env", f"{name_of(name)!r} is in env too: give it in one of them")
+        if name == "PATH":  # by which programs are looked up, also by those who must not know what is secret
+            raise InvalidArgument("secret_env", "PATH is no secret: give it in env")
+
+
+def _check_env(field: str, env: Mapping[str, str]) -> None:
     if len(env) > ENV_MAX:
-        raise InvalidArgument("env", f"must be at most {ENV_MAX}, not {len(env)}")
+        raise InvalidArgument(field, f"must be at most {ENV_MAX}, not {len(env)}")
     for key, value in env.items():
         if not key:
-            raise InvalidArgument("env", "has an empty key")
+            raise InvalidArgument(field, "has an empty key")
         if "=" in key or "\0" in key:
-            raise InvalidArgument("env", f"key {name_of(key)!r} must not contain '=' or NUL")
+            raise InvalidArgument(field, f"key {name_of(key)!r} must not contain '=' or NUL")
         if "\0" in value:
-            raise InvalidArgument("env", f"the value of {name_of(key)!r} must not contain NUL")
+            raise InvalidArgument(field, f"the value of {name_of(key)!r} must not contain NUL")
         if len(key.encode()) + len(value.encode()) >= ARG_MAX_BYTES:
-            raise InvalidArgument("env", f"{name_of(key)!r} and its value must be below {ARG_MAX_BYTES} bytes")
+            raise InvalidArgument(field, f"{name_of(key)!r} and its value must be below {ARG_MAX_BYTES} bytes")
 
 
 def check_labels(labels: Mapping[str, str]) -> None:

@@ -16,6 +16,7 @@ from worker_svc.job import (
     JobState,
     Outcome,
     OutputPolicy,
+    SecretEnv,
     Transition,
     check_duration,
     check_job_id,
@@ -47,6 +48,10 @@ class Start(NamedTuple):
     """Empty: the worker assigns one."""
     fingerprint: str
     """Of the request, before defaults: the same for the same request only. Empty without a job id."""
+    secrets: SecretEnv = SecretEnv()
+
+    def __repr__(self) -> str:
+        return f"Start({self.spec!r}, {self.job_id!r})"
 
 
 def start_from(message: pb.StartJobReq, defaults: Defaults) -> Start:
@@ -73,9 +78,11 @@ def start_from(message: pb.StartJobReq, defaults: Defaults) -> Start:
         identity=identity_from(message.identity, defaults.limits),
         sandbox=sandbox_from(message.sandbox, defaults.limits),
         leader_exit=leader_exit_from(message.leader_exit, defaults.limits),
+        secret_env=tuple(sorted(message.secret_env)),
     )
-    spec.validate()
-    return Start(spec, message.stdin, message.job_id, _fingerprint(message) if message.job_id else "")
+    secrets = SecretEnv(message.secret_env)
+    spec.validate(secrets)
+    return Start(spec, message.stdin, message.job_id, _fingerprint(message) if message.job_id else "", secrets)
 
 
 def _output_max_bytes_from(asked: int | None, defaults: Defaults) -> int:
@@ -182,6 +189,7 @@ def spec_message(spec: JobSpec) -> pb.JobSpec:
         identity=identity_message(spec.identity),
         sandbox=sandbox_message(spec.sandbox),
         leader_exit=pb.LeaderExit(int(spec.leader_exit)),
+        secret_env=list(spec.secret_env),
     )
 
 

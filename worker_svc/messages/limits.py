@@ -147,8 +147,11 @@ def leader_exit_from(asked: pb.LeaderExit, defaults: LimitDefaults) -> LeaderExi
 
 
 def asked_for(message: pb.StartJobReq) -> dict[str, Any]:
-    """All of it that a request asks for, for its fingerprint: empty if it asks for nothing."""
-    asked: dict[str, Any] = {"leader_exit": int(message.leader_exit) or None}
+    """All of it that a request asks for, for its fingerprint: empty if it asks for nothing.
+
+    Of secrets the names: a fingerprint is on disk, and who asks again may have been given another token meanwhile.
+    """
+    asked: dict[str, Any] = {"leader_exit": int(message.leader_exit) or None, "secret_env": sorted(message.secret_env)}
     limits, identity, sandbox = message.limits, message.identity, message.sandbox
     if limits is not None:
         asked |= {name: getattr(limits, name) for name in (*CgroupLimits._fields, "nice", "umask", "oom_score_adj")}

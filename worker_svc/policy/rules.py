@@ -61,7 +61,7 @@ def _judge_user(name: str, rules: PolicyRules, spec: JobSpec, own_user: str) -> 
 
 
 def _judge_env(name: str, rules: PolicyRules, spec: JobSpec) -> None:
-    for key in spec.env:
+    for key in spec.variables:
         denied_by = _first(rules.deny_env, lambda pattern, key=key: _is_like(key, pattern))  # type: ignore[misc]
         if denied_by:
             raise Denied(f'{name}.deny_env: "{denied_by}"', f"env: {name_of(key)!r} may not be set")
@@ -132,7 +132,7 @@ def limit_of(spec: JobSpec, limit: str) -> float | None:
         case "args":
             return len(spec.args)
         case "env":
-            return len(spec.env)
+            return len(spec.variables)
         case "labels":
             return len(spec.labels)
         case "stdin_bytes":

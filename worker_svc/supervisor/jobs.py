@@ -23,6 +23,7 @@ from worker_svc.job import (
     PreconditionFailed,
     ProcessLimits,
     ResourceExhausted,
+    SecretEnv,
     StopCause,
     error_message,
 )
@@ -199,17 +200,25 @@ class Jobs:
             self._timers.after(job.timeout_s, partial(self.stops.on_start_timeout, job), job)
 
     def _prepare(self, job: LiveJob) -> LaunchPlan:
-        """Raises sqlite3.Error, ContainmentError."""
+        """Raises sqlite3.Error, ContainmentError, SpawnFailed."""
         spec = job.spec or self._store.spec_of(job.ordinal)
         stdin = job.stdin or (self._store.stdin_of(job.ordinal) if spec.stdin_size_bytes else b"")
         job.take(spec)
+        if spec.secret_env and not job.secrets:
+            raise SpawnFailed("secret_env: its values were lost with the supervisor that held them: start another job")
         if job.container is None:
             limits = spec.cgroup_limits if spec.cgroup_limits != _NO_LIMITS else None
             job.container = self.containment.create(job.job_id, limits, accepted_ns=job.accepted_ns)
+        secrets, job.secrets = SecretEnv.unpack(job.secrets), b""
         job.spec, job.stdin = None, b""
         return LaunchPlan(
             argv=spec.checked_argv,
-            env={**self.settings.base_env, **spec.env, **self.containment.marks(job.container)},
+            env={
+                **self.settings.base_env,
+                **spec.env,
+                **secrets,
+                **self.containment.marks(job.container),
+            },
             cgroup_fd=job.container.cgroup_fd,
             cwd=spec.cwd,
             stdin=stdin,
@@ -227,7 +236,7 @@ class Jobs:
         """A job of another user is not to find our HOME; what the spec itself sets stays."""
         if not spec.identity.user:
             return ()
-        return tuple(name for name in self.settings.user_env if name not in spec.env)
+        return tuple(name for name in self.settings.user_env if name not in spec.variables)
 
     def _on_spawned(self, job: LiveJob, result: Spawned | SpawnFailed) -> None:
         if crashpoints.is_armed:
@@ -412,6 +421,8 @@ class Jobs:
 def _why(error: Exception) -> str:
     if isinstance(error, ContainmentError):
         return _text_of(error)
+    if isinstance(error, SpawnFailed):
+        return str(error)
     if isinstance(error, sqlite3.Error):
         return f"the job's record could not be read: {error}"
     return f"the supervisor could not prepare it: {type(error).__name__}: {error}"

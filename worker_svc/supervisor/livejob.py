@@ -34,6 +34,7 @@ class LiveJob:
         "paused",
         "pid",
         "pidfd",
+        "secrets",
         "separate_stderr",
         "spec",
         "started_monotonic_ns",
@@ -58,6 +59,8 @@ class LiveJob:
         self.spec: JobSpec | None = None
         """Held from acceptance to spawn of a job that starts at once; a queued one's is read back from the store."""
         self.stdin = b""
+        self.secrets = b""
+        """Its secret variables, as SecretEnv.pack has them, until the spawn: also a queued one's are nowhere else."""
         self.timeout_s = 0.0
         self.stop_signal = 0
         self.stop_grace_s = 0.0

@@ -14,11 +14,16 @@ _OOM_PATH: Final = "/proc/self/oom_score_adj"
 
 
 def claim() -> ProcessLimits:
-    """Takes as many open files as there may be, and protection where it is allowed; returns what jobs are to have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return ProcessLimits(rlimits={"nofile": (soft, None)} if soft != hard else {}, oom_score_adj=_protect())
+    """Takes as many open files as there may be, protection where it is allowed, and leaves no core, in which secrets of
+    jobs would be; returns what jobs are to have."""
+    before: dict[str, tuple[int, int | None]] = {}
+    for name, number, ours in (("nofile", resource.RLIMIT_NOFILE, None), ("core", resource.RLIMIT_CORE, 0)):
+        soft, hard = resource.getrlimit(number)
+        wanted = hard if ours is None else ours
+        if soft != wanted:
+            resource.setrlimit(number, (wanted, hard))
+            before[name] = (soft, None)
+    return ProcessLimits(rlimits=before, oom_score_adj=_protect())
 
 
 def _protect() -> int | None:

@@ -22,6 +22,7 @@ from worker_svc.job import (
     Outcome,
     PreconditionFailed,
     ResourceExhausted,
+    SecretEnv,
     Unavailable,
     check_job_id,
 )
@@ -136,6 +137,8 @@ class Requests:
         live = self._jobs.get(job_id)
         if live is not None:
             _check_same((owner, fingerprint), (live.owner, live.fingerprint))
+            if live.state is JobState.QUEUED and not live.secrets:  # lost with an earlier supervisor
+                live.secrets = _stdin_and_secrets(frame)[1]
             self._join(live, connection, request)
             return
         # An id the worker has just made up cannot be on record.
@@ -154,9 +157,13 @@ class Requests:
             )
         spec = JobSpec.from_json(frame.header["spec"])
         check_spec(spec)
+        stdin, secrets = _stdin_and_secrets(frame)
+        if [*SecretEnv.unpack(secrets)] != [*spec.secret_env]:
+            raise InvalidArgument("secret_env", "its values are not those of its names")
         job = LiveJob(job_id, fingerprint, wall_ns(), owner)
+        job.secrets = secrets
         job.waiting = [(connection, request, False)]
-        self._jobs.accept(job, spec, frame.body)
+        self._jobs.accept(job, spec, stdin)
 
     def _join(self, job: LiveJob, connection: Connection, request: int) -> None:
         if job.waiting is not None:
@@ -250,6 +257,11 @@ class Requests:
         if record is None:
             raise JobNotFound
         return record
+
+
+def _stdin_and_secrets(frame: frames.Frame) -> tuple[bytes, bytes]:
+    stdin_size = int(frame.header["spec"].get("stdin_size_bytes", 0))
+    return frame.body[:stdin_size], frame.body[stdin_size:]
 
 
 def _signal_of(header: dict[str, Any]) -> int | None:

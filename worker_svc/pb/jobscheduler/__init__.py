@@ -229,6 +229,17 @@ class StartJobReq(betterproto.Message):
     What becomes of the rest of the job when its first process exits. Unspecified: the worker's `jobs.leader_exit`.
     """
 
+    secret_env: Dict[str, str] = betterproto.map_field(
+        27, betterproto.TYPE_STRING, betterproto.TYPE_STRING
+    )
+    """
+    Variables for the job beside `env`, whose values are delivered to it and nowhere else: they are in no record, no log
+     and no answer. The worker holds them in memory until the process has them. A job that waits in the queue has lost
+     them when the machine, or the worker's supervisor, goes down meanwhile: it ends as START_FAILED, unless the same start
+     (of a job_id) is made again before its turn comes, which brings them anew. The values are no part of what makes a
+     start the same: a job that exists keeps those it has.
+    """
+
 
 @dataclass(eq=False, repr=False)
 class Limits(betterproto.Message):
@@ -512,6 +523,8 @@ class JobSpec(betterproto.Message):
     """Unset: none."""
 
     leader_exit: "LeaderExit" = betterproto.enum_field(26)
+    secret_env: List[str] = betterproto.string_field(28)
+    """The names only."""
 
 
 @dataclass(eq=False, repr=False)

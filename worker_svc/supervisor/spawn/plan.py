@@ -38,6 +38,9 @@ class LaunchPlan(NamedTuple):
     checked: tuple[CheckedFile, ...] = ()
     """What a policy has decided about: these files are run, or none."""
 
+    def __repr__(self) -> str:
+        return f"LaunchPlan({name_of(self.argv[0])!r})"
+
 
 class Spawned(NamedTuple):
     pid: int
