@@ -10,7 +10,7 @@ slow, stopped or gone costs the supervisor no memory, and catching up is the sam
 
 | op | fields | ok |
 |---|---|---|
-| hello | protocol, version, settings | protocol, version, pid, started_ns, state_id, seq |
+| hello | protocol, version, key, settings | protocol, version, pid, started_ns, state_id, cgroup, seq |
 | start | id, fp, owner, spec, new; body: standard input, and after it the secret variables | state, existed |
 | stop | id, signal, grace_s (null: the job's own) | state |
 | signal | id, signal | |
@@ -31,9 +31,11 @@ from typing import Any, Final, NamedTuple
 from worker_svc.job import ARGV_ENV_MAX_BYTES, STDIN_MAX_BYTES
 
 # Raised whenever either side could misread the other; worker and supervisor refuse to mix.
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 
 SOCKET_NAME: Final = "supervisor.sock"
+# What a worker shows in its hello: only who can read the state directory knows it, and no sandbox lets a job do that.
+KEY_NAME: Final = "supervisor.key"
 # Its first eight bytes, little-endian: up to which transition all are logged (telemetry/cursor.py). The worker's alone.
 CURSOR_NAME: Final = "worker.cursor"
 SUPERVISOR_LOG_NAME: Final = "supervisor.log"

@@ -15,6 +15,7 @@ from typing import Any, Final
 from worker_svc import frames
 from worker_svc.job import ERRORS, JobError, Unavailable
 from worker_svc.supervisor import crashpoints
+from worker_svc.supervisor.connections import read_key
 
 # How long a request waits for a supervisor to be there, and a new supervisor may take to be ready.
 PATIENCE_S: Final = 10.0
@@ -195,10 +196,13 @@ class SupervisorLink:
         )
         try:
             async with asyncio.timeout(PATIENCE_S):
-                self.info = await protocol.ask(self._hello, b"")
+                self.info = await protocol.ask({**self._hello, "key": read_key(str(self._state_dir))}, b"")
+        except JobError as error:
+            protocol.close()
+            return error.message
         except _LinkLost:
             protocol.close()
-            return f"the supervisor in {self._state_dir} hung up"
+            return f"the supervisor in {self._state_dir} has closed the connection: see supervisor.log there"
         except TimeoutError:
             protocol.close()
             raise SupervisorError(_silence(_peer_pid(connected))) from None

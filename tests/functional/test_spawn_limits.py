@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.functional.test_spawn import STATUS, run_apart
+from tests.support.kernel import landlock_abi
 from tests.support.programs import python
 from tests.support.spawning import PATH, Launchpad, needs_root, skip_unless_built, status_of_job
 from worker_svc.job.limits import RLIMIT_NAMES, Identity, ProcessLimits, Sandbox
@@ -40,9 +41,7 @@ def open_dir() -> Iterator[Path]:
 
 
 def has_landlock() -> bool:
-    import ctypes
-
-    return int(ctypes.CDLL(None).syscall(444, None, 0, 1)) >= 3
+    return landlock_abi() >= 3
 
 
 landlock = pytest.mark.skipif(not has_landlock(), reason="this kernel has no Landlock with ABI 3 (Linux 6.2)")

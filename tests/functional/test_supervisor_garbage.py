@@ -15,7 +15,7 @@ import pytest
 from tests.support.fuzzing import FRAMES, Mutator
 from tests.support.programs import TRUE
 from tests.support.waiting import eventually_sync
-from tests.support.workers import Refused, SocketClient, SupervisorProcess, start_fields
+from tests.support.workers import Refused, SocketClient, SupervisorProcess, key_of, start_fields
 from worker_svc import frames
 
 VALUES: tuple[Any, ...] = (
@@ -93,7 +93,7 @@ def test_requests_with_anything_for_a_value(supervisor: SupervisorProcess) -> No
         if header.get("op") == "start" and chance.random() < 0.8:
             header |= {"id": f"job-{number}", "fp": "", "spec": spec(chance)}
         if header.get("op") == "hello" and not isinstance(header.get("protocol"), int):
-            header["protocol"] = frames.PROTOCOL_VERSION
+            header |= {"protocol": frames.PROTOCOL_VERSION, "key": key_of(supervisor.path)}
             header["settings"] = {name: chance.choice(VALUES) for name in ("slots", "base_env", "keep_age_s")}
         try:
             client.send_bytes(encode(header, chance.choice((b"", b"stdin"))))

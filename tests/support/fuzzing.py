@@ -206,7 +206,7 @@ def _normalise(parsed: Any) -> None:
 
 
 FRAMES: Final = (
-    frames.encode({"r": 1, "op": "hello", "protocol": 1, "version": "x", "settings": {"slots": 3}}),
+    frames.encode({"r": 1, "op": "hello", "protocol": 2, "version": "x", "key": "00", "settings": {"slots": 3}}),
     frames.encode({"r": 2, "op": "start", "id": "a", "fp": "", "spec": {"command": "true"}}, b"stdin"),
     frames.encode({"r": 3, "ok": {"state": 3, "existed": False}}),
     frames.encode({"seq": 9}),

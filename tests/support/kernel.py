@@ -19,3 +19,10 @@ def tells_exit_of_strangers() -> bool:
         return adoption.exit_of(pidfd, 0, 0) == Exit(7, None)
     finally:
         os.close(pidfd)
+
+
+def landlock_abi() -> int:
+    """0: there is no Landlock."""
+    import ctypes
+
+    return max(0, int(ctypes.CDLL(None).syscall(444, None, 0, 1)))

@@ -250,10 +250,16 @@ class Refused(Exception):
         self.text = text
 
 
+def key_of(state_dir: Path) -> str:
+    """What the supervisor there wants to be shown."""
+    return (state_dir / frames.KEY_NAME).read_text()
+
+
 class SocketClient:
     """A worker's end of the unix socket, as plain as can be."""
 
     def __init__(self, state_dir: Path, timeout_s: float = PATIENCE_S) -> None:
+        self.state_dir = state_dir
         folder = os.open(state_dir, os.O_RDONLY)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_s)
@@ -269,8 +275,10 @@ class SocketClient:
 
     def hello(self, *, exclusive: bool = False, **settings: Any) -> dict[str, Any]:
         settings = {"slots": 1000, "queue_length": 1000, "base_env": BASE_ENV, "idle_exit_s": 60.0, **settings}
-        protocol = frames.PROTOCOL_VERSION
-        return self.ask("hello", protocol=protocol, version="test", settings=settings, exclusive=exclusive)
+        key = key_of(self.state_dir)
+        return self.ask(
+            "hello", protocol=frames.PROTOCOL_VERSION, version="test", key=key, settings=settings, exclusive=exclusive
+        )
 
     def ask(self, op: str, body: bytes = b"", **fields: Any) -> dict[str, Any]:
         """Raises Refused."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import _operator
 import os
 import select
 import socket
 import struct
+from contextlib import suppress
 from typing import Any, Final
 
 from worker_svc import frames
+from worker_svc.supervisor.containment.kinship import Kinship
 from worker_svc.supervisor.journal import note
 
 _RECEIVE_BYTES: Final = 256 * 1024
@@ -16,6 +19,7 @@ _RECEIVE_BYTES: Final = 256 * 1024
 _UNSENT_MAX_BYTES: Final = 1024 * 1024
 _BACKLOG: Final = 64
 _UCRED: Final = struct.Struct("3i")
+_KEY_BYTES: Final = 32
 
 
 def listen(state_dir: str) -> socket.socket:
@@ -38,9 +42,12 @@ def listen(state_dir: str) -> socket.socket:
     return listener
 
 
-def peer_is_trusted(connected: socket.socket) -> bool:
-    """Whether the peer is root or who we are (SO_PEERCRED, unix(7)): the directory's mode is not the only guard."""
-    return _peer(connected)[1] in (0, os.geteuid())
+def refusal(connected: socket.socket, kinship: Kinship) -> str:
+    """Why the peer is not let in, empty: it is. The directory's mode is not the only guard: it has to be root or who we
+    are (SO_PEERCRED, unix(7)), and no job, which may be either. Raises OSError if that cannot be told now."""
+    if _peer(connected)[1] not in (0, os.geteuid()):
+        return "the peer is another user"
+    return "the peer is a job, or was started by one" if kinship.is_job(connected) else ""
 
 
 def _peer(connected: socket.socket) -> tuple[int, int, int]:
@@ -48,6 +55,60 @@ def _peer(connected: socket.socket) -> tuple[int, int, int]:
     raw = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     pid, uid, gid = _UCRED.unpack(raw)
     return pid, uid, gid
+
+
+def read_key(state_dir: str) -> str:
+    """What a worker has to show; empty: it is not there (yet), or no file."""
+    try:
+        fd = os.open(f"{state_dir}/{frames.KEY_NAME}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:  # whoever asks without it is told what is missing
+        return ""
+    try:
+        return os.read(fd, 4 * _KEY_BYTES).decode(errors="replace")
+    finally:
+        os.close(fd)
+
+
+class Key:
+    """The secret that a worker has to show, in a file of the state directory."""
+
+    def __init__(self, state_dir: str) -> None:
+        self._state_dir = state_dir
+        self._path = f"{state_dir}/{frames.KEY_NAME}"
+        kept = read_key(state_dir)  # by a supervisor that was killed: what is there needs no space
+        self._key = kept if len(kept) == 2 * _KEY_BYTES and kept.isascii() else os.urandom(_KEY_BYTES).hex()
+        self._is_kept = False
+        self.keep()
+
+    def keep(self) -> None:
+        """Writes the file if it is not as it should be: it was removed, say."""
+        self._is_kept = read_key(self._state_dir) == self._key
+        if self._is_kept:
+            return
+        made = f"{self._path}.new"
+        try:
+            fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.write(fd, self._key.encode())
+            finally:
+                os.close(fd)
+            os.replace(made, self._path)
+        except OSError as error:
+            note("key.not_kept", reason=str(error))
+        self._is_kept = read_key(self._state_dir) == self._key
+
+    def remove(self) -> None:
+        for path in (self._path, f"{self._path}.new"):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def is_right(self, shown: object) -> bool:
+        """In the same time whatever was shown. On a full disk, where nobody can know it, whoever is no job is let in:
+        running jobs can still be stopped."""
+        if not self._is_kept:
+            self.keep()
+        is_same = isinstance(shown, str) and shown.isascii() and _operator._compare_digest(shown, self._key)
+        return is_same or not self._is_kept
 
 
 class Connection:

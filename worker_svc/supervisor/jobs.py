@@ -65,6 +65,7 @@ class Jobs:
     ) -> None:
         """`inherited` is what jobs have of the limits that the supervisor changed for itself."""
         self.state_dir = state_dir
+        self._hidden = os.path.realpath(state_dir)
         self.settings = Settings.from_store(store)
         self._store = store
         self._ledger = ledger
@@ -228,6 +229,7 @@ class Jobs:
             inherited=self._inherited,
             identity=spec.identity,
             sandbox=spec.sandbox,
+            hidden=self._hidden,
             user_env=self._user_env(spec),
             checked=spec.checked,
         )

@@ -19,7 +19,7 @@ from worker_svc import frames
 from worker_svc.job import ProcessLimits, ResourceExhausted
 from worker_svc.supervisor import crashpoints, statedir
 from worker_svc.supervisor.clocks import NS_PER_S
-from worker_svc.supervisor.connections import Connection, listen, peer_is_trusted
+from worker_svc.supervisor.connections import Connection, Key, listen, refusal
 from worker_svc.supervisor.containment import Containment
 from worker_svc.supervisor.jobs import Jobs
 from worker_svc.supervisor.journal import note
@@ -37,6 +37,7 @@ _TROUBLE_PAUSE_S: Final = 0.01
 _RETRY_NS: Final = NS_PER_S // 4
 # Of turns that fail one after the other, for no want of anything: a supervisor that starts anew may fare better.
 _FAULTS_MAX: Final = 100
+_REFUSALS_NOTED_NS: Final = NS_PER_S
 # epoll takes at most 2**31 ms, some 25 days; a timer can be years away.
 _PATIENCE_MAX_S: Final = 3600.0
 
@@ -67,7 +68,11 @@ class Supervisor:
         self._jobs = Jobs(
             state_dir, store, self._ledger, self._epoll, self._timers, mailbox, containment, spawner, inherited
         )
-        self._requests = Requests(self._jobs, store, self._ledger)
+        self._key = Key(state_dir)
+        self._requests = Requests(self._jobs, store, self._ledger, self._key)
+        self._refusals = 0
+        """Since the last that was noted: who runs under us must not fill the disk with them."""
+        self._refusal_noted_ns = -_REFUSALS_NOTED_NS
         self._connections: dict[int, Connection] = {}
         self._idle_since_ns = time.monotonic_ns()
         self._noted_trouble = ("", "")
@@ -102,6 +107,7 @@ class Supervisor:
             connection.close()
         if self._has_socket():
             os.unlink(self._socket_path)
+        self._key.remove()
         self._epoll.close()
 
     def _turn(self) -> None:
@@ -276,12 +282,24 @@ class Supervisor:
             self._epoll.unregister(self._listener.fileno())
             self._timers.after(_ACCEPT_RETRY_S, partial(self._listen_again, self._listener))
             return
-        if not peer_is_trusted(connected):
-            note("connection.refused", reason="the peer is another user")
+        try:
+            reason = refusal(connected, self._jobs.containment.kinship)
+        except OSError:
             connected.close()
+            raise
+        if reason:
+            connected.close()
+            self._note_refusal(reason)
             return
         connection = Connection(connected, self._epoll)
         self._connections[connection.fd] = connection
+
+    def _note_refusal(self, reason: str) -> None:
+        self._refusals += 1
+        now_ns = time.monotonic_ns()
+        if now_ns - self._refusal_noted_ns >= _REFUSALS_NOTED_NS:
+            note("connection.refused", reason=reason, count=self._refusals)
+            self._refusals, self._refusal_noted_ns = 0, now_ns
 
     def _listen_again(self, listener: socket.socket) -> None:
         if listener is self._listener:

@@ -27,7 +27,7 @@ from worker_svc.job import (
     check_job_id,
 )
 from worker_svc.supervisor.clocks import wall_ns
-from worker_svc.supervisor.connections import Connection
+from worker_svc.supervisor.connections import Connection, Key
 from worker_svc.supervisor.jobs import Jobs
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.ledger import Ledger
@@ -41,8 +41,9 @@ SECOND_WORKER: Final = "second_worker"
 
 
 class Requests:
-    def __init__(self, jobs: Jobs, store: JobStore, ledger: Ledger) -> None:
+    def __init__(self, jobs: Jobs, store: JobStore, ledger: Ledger, key: Key) -> None:
         self._jobs = jobs
+        self._key = key
         self._started_ns = wall_ns()
         self.is_shutting_down = False
         """Whether it goes away once no job is left, and takes none."""
@@ -100,6 +101,9 @@ class Requests:
             note("connection.refused", reason=text)
             connection.send({"r": request, "error": VERSION_MISMATCH, "text": text})
             return
+        if not self._key.is_right(header["key"]):
+            self._key.keep()  # for who reads it next
+            raise Unavailable(f"the supervisor (pid {os.getpid()}) was not shown what is in {frames.KEY_NAME}")
         if header.get("exclusive"):
             other = self._worker
             if other is not None and other.pid != connection.pid and not other.is_hung_up():
@@ -117,6 +121,7 @@ class Requests:
             "pid": os.getpid(),
             "started_ns": self._started_ns,
             "state_id": self._store.state_id,
+            "cgroup": self._jobs.containment.kinship.cgroup,
             "seq": self._store.sequence,
             "is_shutting_down": self.is_shutting_down,
         }

@@ -19,6 +19,7 @@ from worker_svc.supervisor.containment import signals, subreaper
 from worker_svc.supervisor.containment.container import Container, ContainmentError
 from worker_svc.supervisor.containment.groups import NAME_PREFIX, Groups, Unenforceable, Usage, parse_events
 from worker_svc.supervisor.containment.hierarchy import Unusable, find_base
+from worker_svc.supervisor.containment.kinship import Kinship
 from worker_svc.supervisor.containment.marks import Marks
 from worker_svc.supervisor.containment.processes import Process, Survivor, process, process_tree, survivor
 from worker_svc.supervisor.containment.sweep import Sweep, send
@@ -55,6 +56,7 @@ class Containment:
                 if level == CGROUP:
                     raise ContainmentError("", self.reason) from error
         self.level = SUBREAPER if self._groups is None else CGROUP
+        self.kinship = Kinship(os.getpid(), state_id, self._groups.base.proc_path if self._groups else "")
         subreaper.set_child_subreaper()
 
     @property

@@ -168,7 +168,7 @@ class Groups:
 
     def group_of(self, pid: int) -> str:
         """The group below the base that the process is in, itself or below; empty: none."""
-        path = _path_of(pid)
+        path = path_of(pid)
         base = f"{self.base.proc_path}/"
         return path.removeprefix(base).partition("/")[0] if path.startswith(base) else ""
 
@@ -270,7 +270,7 @@ class Groups:
             os.close(fd)
 
 
-def _path_of(pid: int) -> str:
+def path_of(pid: int) -> str:
     """Of its group in the v2 hierarchy, as proc_pid_cgroup(5) has it; empty: it is gone."""
     try:
         with open(f"/proc/{pid}/cgroup", errors="surrogateescape") as file:

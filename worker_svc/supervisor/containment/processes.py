@@ -8,6 +8,8 @@ from typing import Final, NamedTuple
 
 # An environment and arguments together are at most a quarter of the stack limit (execve(2)), usually 2 MiB.
 _ENVIRON_MAX_BYTES: Final = 8 * 1024 * 1024
+# Parents may die while one looks, on purpose too.
+_LOOKS_MAX: Final = 100
 # The loop has other jobs to look after.
 _TREE_MAX: Final = 1000
 # 52 numbers and a name of at most 64 bytes.
@@ -100,6 +102,28 @@ def process_tree(root: Process) -> list[Process]:
             found += children
             todo += children
     return found
+
+
+def lineage(pid: int) -> list[Process] | None:
+    """A process, its parent and so on, up to the last one that we can see. None: it cannot be told, since the process
+    is gone or its parents die faster than we look."""
+    for _ in range(_LOOKS_MAX):
+        one = process(pid)
+        if one is None:
+            return None
+        found = [one]
+        while found[-1].ppid:
+            child, parent = found[-1], process(found[-1].ppid)
+            # Looked at last: if its parent died meanwhile, who has that number now is none of its line.
+            now = process(child.pid)
+            if now is None or (now.start_ticks, now.ppid) != (child.start_ticks, child.ppid):
+                break
+            if parent is None:
+                return found
+            found.append(parent)
+        else:
+            return found
+    return None
 
 
 def _children(pid: int) -> list[int]:

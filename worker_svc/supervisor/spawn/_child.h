@@ -47,7 +47,8 @@ struct request;
 
 /* Kept in step with steps.py: Op. */
 enum { OP_WRITE = 1, OP_RLIMIT, OP_NICE, OP_AFFINITY, OP_UMASK, OP_UNSHARE, OP_PRIVATE_TMP, OP_LOOPBACK, OP_GROUPS,
-       OP_GID, OP_UID, OP_CLEAR_AMBIENT, OP_CHDIR, OP_NO_NEW_PRIVS, OP_LANDLOCK, OP_LANDLOCK_RULE, OP_LANDLOCK_ENFORCE };
+       OP_GID, OP_UID, OP_CLEAR_AMBIENT, OP_CHDIR, OP_NO_NEW_PRIVS, OP_LANDLOCK, OP_LANDLOCK_RULE, OP_LANDLOCK_ENFORCE,
+       OP_HIDE };
 
 /* What failed, where it was none of the steps. Kept in step with steps.py: Place. */
 enum { AT_NONE = -1, AT_CLONE = -2, AT_CGROUP = -3, AT_SESSION = -4, AT_FDS = -5, AT_EXEC = -6, AT_KILLED = -7 };
@@ -75,7 +76,7 @@ struct request {
 };
 
 /* linux/landlock.h may be too old or missing where we are built. */
-struct landlock_ruleset { uint64_t handled_access_fs; };
+struct landlock_ruleset { uint64_t handled_access_fs, handled_access_net, scoped; };
 struct landlock_path { uint64_t allowed_access; int32_t parent_fd; } __attribute__((packed));
 struct kernel_sigaction { void *handler; unsigned long flags; void *restorer; uint64_t mask; };
 struct linux_dirent { uint64_t ino; int64_t off; unsigned short size; unsigned char type; char name[]; };
@@ -163,29 +164,43 @@ static long child_affinity(const char *mask, long size)
 }
 
 /* New namespaces. Without privilege in a user namespace where our own ids are mapped to themselves, if the caller gave
- * the two map lines (user_namespaces(7): setgroups has to be denied before gid_map may be written). */
-static long child_unshare(const struct step *step)
+ * the two map lines (user_namespaces(7): setgroups has to be denied before gid_map may be written). `made`: whether there
+ * are any by now, also if that failed. */
+static long child_unshare(const struct step *step, bool *made)
 {
     long result = RAW(SYS_unshare, step->a, 0, 0, 0, 0);
-    if (result != -EPERM || !step->size)
+    *made = result == 0;
+    if (result != -EPERM || !step->b)
         return result;
     result = RAW(SYS_unshare, step->a | CLONE_NEWUSER, 0, 0, 0, 0);
+    *made = result == 0;
     if (result == 0)
         result = child_write(AT_FDCWD, "/proc/self/setgroups", "deny", 4);
     if (result == 0)
         result = child_write(AT_FDCWD, "/proc/self/uid_map", step->data, step->b);
     if (result == 0)
-        result = child_write(AT_FDCWD, "/proc/self/gid_map", step->data + step->b, step->size - step->b);
+        result = child_write(AT_FDCWD, "/proc/self/gid_map", step->data + step->b, step->c - step->b);
     return result;
 }
 
-static long child_private_tmp(void)
+static long child_cover(const char *path, long flags, const char *mode)
 {
     /* Slave: what the host mounts later is seen, what is mounted here is not seen there (mount_namespaces(7)). */
     long result = RAW(SYS_mount, 0, "/", 0, MS_REC | MS_SLAVE, 0);
     if (result < 0)
         return result;
-    return RAW(SYS_mount, "tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777");
+    return RAW(SYS_mount, "tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV | flags, mode);
+}
+
+/* Puts an empty directory in the place of one, where mounts may be made: it is one wall more, and not asked for by name. */
+static long child_hide(const struct step *step)
+{
+    bool made = false;
+    long result = step->a ? child_unshare(step, &made) : 0;
+    if (result < 0)
+        return made ? result : 0;
+    result = child_cover(step->data + step->c, MS_NOEXEC | MS_RDONLY, "mode=700");
+    return result == -EPERM || result == -EACCES || result == -ENOENT ? 0 : result;
 }
 
 static long child_loopback(void)
@@ -205,19 +220,30 @@ static long child_loopback(void)
     return result;
 }
 
-/* Landlock rights (landlock(7)): bits 0 to 12 are ABI 1, then REFER, TRUNCATE (ABI 3), IOCTL_DEV (ABI 5). */
-enum { LANDLOCK_READ = 1 << 0 | 1 << 2 | 1 << 3, LANDLOCK_FILE = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15 };
+/* Landlock rights (landlock(7)): bits 0 to 12 are ABI 1, then REFER, TRUNCATE (ABI 3), IOCTL_DEV (ABI 5), RESOLVE_UNIX
+ * (ABI 9: to connect to a socket by its path). */
+enum {
+    LANDLOCK_READ = 1 << 0 | 1 << 2 | 1 << 3,
+    LANDLOCK_FILE = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15 | 1 << 16,
+};
 
-static long child_landlock(long abi_min, uint64_t *handled)
+/* From ABI 6 on without a way to who is outside, by abstract sockets (1) or by signals (2). Without files, and where there
+ * is nothing else to restrict, no ruleset: -1. */
+static long child_landlock(const struct step *step, long *ruleset_fd, uint64_t *handled)
 {
+    bool is_of_files = step->b != 0;
     long abi = RAW(SYS_landlock_create_ruleset, 0, 0, 1, 0, 0);
+    if (!is_of_files && abi < 6)
+        return 0;
     if (abi < 0)
         return abi;
-    if (abi < abi_min)
+    if (abi < step->a)
         return -EOPNOTSUPP;
-    *handled = abi >= 5 ? 0xffff : 0x7fff;
-    struct landlock_ruleset ruleset = {*handled};
-    return RAW(SYS_landlock_create_ruleset, &ruleset, sizeof ruleset, 0, 0, 0);
+    *handled = !is_of_files ? 0 : abi >= 9 ? 0x1ffff : abi >= 5 ? 0xffff : 0x7fff;
+    struct landlock_ruleset ruleset = {*handled, 0, abi >= 6 ? 3 : 0};
+    long size = abi >= 6 ? sizeof ruleset : sizeof ruleset.handled_access_fs;
+    *ruleset_fd = RAW(SYS_landlock_create_ruleset, &ruleset, size, 0, 0, 0);
+    return *ruleset_fd < 0 ? *ruleset_fd : 0;
 }
 
 static long child_landlock_rule(long ruleset, uint64_t handled, bool writable, const char *path)
@@ -251,10 +277,14 @@ static long child_step(const struct step *step, long *ruleset, uint64_t *handled
     case OP_UMASK:
         RAW(SYS_umask, step->a, 0, 0, 0, 0);
         return 0;
-    case OP_UNSHARE:
-        return child_unshare(step);
+    case OP_UNSHARE: {
+        bool made;
+        return child_unshare(step, &made);
+    }
+    case OP_HIDE: /* a, b and c as of UNSHARE; data: its maps, then the directory */
+        return child_hide(step);
     case OP_PRIVATE_TMP:
-        return child_private_tmp();
+        return child_cover("/tmp", 0, "mode=1777");
     case OP_LOOPBACK:
         return child_loopback();
     case OP_GROUPS:
@@ -270,12 +300,11 @@ static long child_step(const struct step *step, long *ruleset, uint64_t *handled
     case OP_NO_NEW_PRIVS:
         return RAW(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     case OP_LANDLOCK:
-        *ruleset = child_landlock(step->a, handled);
-        return *ruleset < 0 ? *ruleset : 0;
+        return child_landlock(step, ruleset, handled);
     case OP_LANDLOCK_RULE:
         return child_landlock_rule(*ruleset, *handled, step->a != 0, step->data);
     case OP_LANDLOCK_ENFORCE:
-        return RAW(SYS_landlock_restrict_self, *ruleset, 0, 0, 0, 0);
+        return *ruleset < 0 ? 0 : RAW(SYS_landlock_restrict_self, *ruleset, 0, 0, 0, 0);
     }
     return -ENOSYS;
 }

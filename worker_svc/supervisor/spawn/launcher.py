@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 AT_CGROUP, AT_EXEC = -3, -6
 CLONE_NEWUSER = 0x10000000
-MS_NOSUID, MS_NODEV, MS_REC, MS_SLAVE = 2, 4, 16384, 1 << 19
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_SLAVE = 1, 2, 4, 8, 16384, 1 << 19
 PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 PRLIMIT_ARGUMENTS = (ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
-LANDLOCK_READ, LANDLOCK_FILE = 1 << 0 | 1 << 2 | 1 << 3, 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15
+LANDLOCK_READ, LANDLOCK_FILE = 1 << 0 | 1 << 2 | 1 << 3, 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15 | 1 << 16
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
@@ -70,17 +70,33 @@ def affinity(a: int, b: int, c: int, data: bytes) -> None:
 def unshare(a: int, b: int, c: int, data: bytes) -> None:
     if libc.unshare(a) == 0:
         return
-    if ctypes.get_errno() != errno.EPERM or not data:
+    if ctypes.get_errno() != errno.EPERM or not b:
         check(-1)
     check(libc.unshare(a | CLONE_NEWUSER))
+    map_ids(b, c, data)
+
+
+def map_ids(b: int, c: int, data: bytes) -> None:
     put("/proc/self/setgroups", b"deny")
     put("/proc/self/uid_map", data[:b])
-    put("/proc/self/gid_map", data[b:])
+    put("/proc/self/gid_map", data[b:c])
 
 
-def private_tmp(a: int, b: int, c: int, data: bytes) -> None:
+def cover(path: bytes, flags: int, mode: bytes) -> int:
     check(libc.mount(None, b"/", None, number(MS_REC | MS_SLAVE), None))
-    check(libc.mount(b"tmpfs", b"/tmp", b"tmpfs", number(MS_NOSUID | MS_NODEV), b"mode=1777"))
+    return check(libc.mount(b"tmpfs", path, b"tmpfs", number(MS_NOSUID | MS_NODEV | flags), mode))
+
+
+def hide(a: int, b: int, c: int, data: bytes) -> None:
+    if a and libc.unshare(a) < 0:
+        if ctypes.get_errno() != errno.EPERM or not b or libc.unshare(a | CLONE_NEWUSER) < 0:
+            return
+        map_ids(b, c, data)
+    try:
+        cover(data[c:].rstrip(b"\0"), MS_NOEXEC | MS_RDONLY, b"mode=700")
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOENT):
+            raise
 
 
 def loopback(a: int, b: int, c: int, data: bytes) -> None:
@@ -94,11 +110,15 @@ def loopback(a: int, b: int, c: int, data: bytes) -> None:
 
 def landlock(a: int, b: int, c: int, data: bytes) -> None:
     global ruleset, handled
-    abi = check(libc.syscall(LANDLOCK_CREATE, None, number(0), 1))
-    if abi < a:
+    abi = libc.syscall(LANDLOCK_CREATE, None, number(0), 1)
+    if not b and abi < 6:
+        return
+    if check(abi) < a:
         raise OSError(errno.EOPNOTSUPP, "")
-    handled = 0xFFFF if abi >= 5 else 0x7FFF
-    ruleset = check(libc.syscall(LANDLOCK_CREATE, handled.to_bytes(8, sys.byteorder), number(8), 0))
+    handled = 0 if not b else 0x1FFFF if abi >= 9 else 0xFFFF if abi >= 5 else 0x7FFF
+    fields = (handled, 0, 3) if abi >= 6 else (handled,)
+    attributes = b"".join(field.to_bytes(8, sys.byteorder) for field in fields)
+    ruleset = check(libc.syscall(LANDLOCK_CREATE, attributes, number(len(attributes)), 0))
 
 
 def landlock_rule(writable: int, b: int, c: int, data: bytes) -> None:
@@ -129,7 +149,7 @@ STEPS: dict[int, Callable[[int, int, int, bytes], object]] = {
     4: affinity,
     5: lambda a, b, c, data: os.umask(a),
     6: unshare,
-    7: private_tmp,
+    7: lambda a, b, c, data: cover(b"/tmp", 0, b"mode=1777"),
     8: loopback,
     9: lambda a, b, c, data: os.setgroups(gids_of(data)),
     10: lambda a, b, c, data: os.setresgid(a, a, a),
@@ -139,7 +159,8 @@ STEPS: dict[int, Callable[[int, int, int, bytes], object]] = {
     14: lambda a, b, c, data: check(libc.prctl(PR_SET_NO_NEW_PRIVS, *map(number, (1, 0, 0, 0)))),
     15: landlock,
     16: landlock_rule,
-    17: lambda a, b, c, data: check(libc.syscall(LANDLOCK_RESTRICT, ruleset, 0)),
+    17: lambda a, b, c, data: ruleset >= 0 and check(libc.syscall(LANDLOCK_RESTRICT, ruleset, 0)),
+    18: hide,
 }
 
 

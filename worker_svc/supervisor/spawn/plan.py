@@ -31,6 +31,8 @@ class LaunchPlan(NamedTuple):
     """What the supervisor changed for itself and a job gets back, unless `limits` says otherwise."""
     identity: Identity = Identity()
     sandbox: Sandbox = Sandbox()
+    hidden: str = ""
+    """A directory that is out of reach under any sandbox; empty: none."""
     cgroup_fd: int = -1
     """The directory of the cgroup v2 group to start in; stays the caller's. -1: the supervisor's own group."""
     user_env: tuple[str, ...] = ()

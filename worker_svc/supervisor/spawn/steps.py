@@ -2,7 +2,8 @@
 
 The order, and why:
  1. what needs the supervisor's privileges and its /proc: oom_score_adj, CPUs, nice, umask;
- 2. namespaces, then mounts in them, then the Landlock rules: the rule for a private /tmp has to mean the new mount;
+ 2. namespaces, then mounts in them (what is hidden first, for it may lie in /tmp), then the Landlock rules: the rule
+    for a private /tmp has to mean the new mount;
  3. rlimits: after what opens files (nofile), before the user changes (raising a hard limit needs privilege);
  4. groups, group, user: in this order, since each needs what the next one gives up;
  5. the working directory as that user: it must not be one that the user cannot enter;
@@ -17,7 +18,7 @@ from array import array
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from worker_svc.job.limits import UNLIMITED, ProcessLimits
+from worker_svc.job.limits import UNLIMITED, ProcessLimits, Sandbox
 from worker_svc.supervisor.spawn.plan import LaunchPlan, SpawnFailed
 from worker_svc.supervisor.spawn.users import Ids, are_our_own, ids_of
 
@@ -54,6 +55,7 @@ class Op(IntEnum):
     LANDLOCK = 15
     LANDLOCK_RULE = 16
     LANDLOCK_ENFORCE = 17
+    HIDE = 18
 
 
 class Place(IntEnum):
@@ -122,7 +124,7 @@ def program_of(plan: LaunchPlan) -> Program:
     ]
     if plan.identity.no_new_privs:
         named.append(("identity.no_new_privs", _step(Op.NO_NEW_PRIVS)))
-    if has_landlock(plan):
+    if any(op == Op.LANDLOCK for _, (op, *_) in named):
         named.append((_landlock_field(plan), _step(Op.LANDLOCK_ENFORCE)))
     return Program(tuple(step for _, step in named), tuple(field for field, _ in named), env, inherited)
 
@@ -168,14 +170,18 @@ def _rlimit_steps(plan: LaunchPlan) -> _Named:
 def _namespace_steps(plan: LaunchPlan, ids: Ids | None) -> _Named:
     sandbox = plan.sandbox
     flags = (_CLONE_NEWNET if sandbox.no_network else 0) | (_CLONE_NEWNS if sandbox.private_tmp else 0)
-    if not flags:
-        return []
     # The lines of a user namespace for who lacks the privilege; in one, another user's ids do not exist.
     uid_map, gid_map = (b"%d %d 1" % (number, number) for number in (os.geteuid(), os.getegid()))
-    unshare = _step(Op.UNSHARE, flags)
-    if ids is None:
-        unshare = _step(Op.UNSHARE, flags, len(uid_map), data=uid_map + gid_map)
-    named = [("sandbox.no_network" if sandbox.no_network else "sandbox.private_tmp", unshare)]
+    maps = uid_map + gid_map if ids is None else b""
+    sizes = (len(uid_map), len(maps)) if maps else (0, 0)
+    named: _Named = []
+    if flags:
+        field = "sandbox.no_network" if sandbox.no_network else "sandbox.private_tmp"
+        named.append((field, _step(Op.UNSHARE, flags, *sizes, data=maps)))
+    # Another user cannot get into it anyway.
+    if sandbox != Sandbox() and plan.hidden and (ids is None or ids.uid in (0, os.geteuid())):
+        own = 0 if flags & _CLONE_NEWNS else _CLONE_NEWNS
+        named.append(("sandbox", _step(Op.HIDE, own, *sizes, data=maps + os.fsencode(plan.hidden) + b"\0")))
     if sandbox.private_tmp:
         named.append(("sandbox.private_tmp", _step(Op.PRIVATE_TMP)))
     if sandbox.no_network:
@@ -188,14 +194,19 @@ def has_landlock(plan: LaunchPlan) -> bool:
 
 
 def _landlock_field(plan: LaunchPlan) -> str:
+    if not has_landlock(plan):
+        return "sandbox"
     return "sandbox.read_only_paths" if plan.sandbox.read_only_paths else "sandbox.read_write_paths"
 
 
 def _landlock_steps(plan: LaunchPlan) -> _Named:
-    if not has_landlock(plan):
-        return []
     sandbox = plan.sandbox
-    named = [(_landlock_field(plan), _step(Op.LANDLOCK, LANDLOCK_ABI_MIN))]
+    if not has_landlock(plan):
+        # No file is out of reach, but who is outside is, for what may restrict itself.
+        is_possible = sandbox != Sandbox() and plan.identity.no_new_privs
+        return [("sandbox", _step(Op.LANDLOCK))] if is_possible else []
+    _refuse_hidden(plan)
+    named = [(_landlock_field(plan), _step(Op.LANDLOCK, LANDLOCK_ABI_MIN, 1))]
     for field, writable, paths in (
         ("sandbox.read_only_paths", 0, sandbox.read_only_paths),
         ("sandbox.read_write_paths", 1, sandbox.read_write_paths),
@@ -207,6 +218,14 @@ def _landlock_steps(plan: LaunchPlan) -> _Named:
             for index, path in enumerate(paths)
         ]
     return named
+
+
+def _refuse_hidden(plan: LaunchPlan) -> None:
+    """Raises SpawnFailed for paths that would open what is to be out of reach."""
+    for field in ("read_only_paths", "read_write_paths"):
+        for path in getattr(plan.sandbox, field):
+            if plan.hidden and f"{os.path.realpath(path)}/".startswith(f"{plan.hidden}/"):
+                raise SpawnFailed(f"sandbox.{field}: {path} is in the worker's state directory: name another")
 
 
 def _identity_steps(plan: LaunchPlan, ids: Ids) -> _Named:

@@ -1,0 +1,106 @@
+"""Under a sandbox the house is out of reach: its directory, its sockets, its processes. Whoever the job runs as."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.support.kernel import landlock_abi
+from tests.support.workers import Refused, SupervisorProcess
+from worker_svc import frames
+from worker_svc.job import Outcome
+from worker_svc.supervisor.spawn import IMPLEMENTATION, NATIVE, PYTHON
+
+SYSTEM: Final = ("/usr", "/bin", "/lib", "/lib64", "/etc", sys.prefix, sys.base_prefix)
+PATHS: Final = [path for path in dict.fromkeys(SYSTEM) if Path(path).exists()]
+SANDBOXES: Final[dict[str, dict[str, Any]]] = {
+    "paths": {"read_only_paths": PATHS},
+    "everything may be read": {"read_only_paths": ["/"]},
+    "private_tmp": {"private_tmp": True},
+    "no_network": {"no_network": True},
+    "all": {"read_only_paths": PATHS, "private_tmp": True, "no_network": True},
+}
+# What a worker in a container has: no right to make namespaces, but one of its own.
+FEW_PRIVILEGES: Final = ["setpriv", "--bounding-set=-all,+dac_override,+dac_read_search,+setfcap", "--inh-caps=-all"]
+TRY: Final = """
+import os, socket, sys
+state, supervisor, outsider, abstract = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+
+def attempt(name, do):
+    try:
+        do()
+        print(name)
+    except OSError:
+        pass
+
+def connect(address):
+    s = socket.socket(socket.AF_UNIX)
+    s.connect(address)
+
+def look():
+    if not os.listdir(state):
+        raise OSError
+
+attempt("list", look)
+attempt("read", lambda: open(state + "/supervisor.key").read())
+attempt("write", lambda: open(state + "/new", "w"))
+attempt("chmod a file", lambda: os.chmod(state + "/jobs.sqlite3", 0o644))
+attempt("connect", lambda: connect(state + "/supervisor.sock"))
+attempt("go in and connect", lambda: (os.chdir(state), connect("supervisor.sock")))
+attempt("signal the supervisor", lambda: os.kill(supervisor, 0))
+attempt("signal another", lambda: os.kill(outsider, 0))
+attempt("look into the supervisor", lambda: open(f"/proc/{supervisor}/mem").read(1))
+attempt("enter by the supervisor", lambda: os.listdir(f"/proc/{supervisor}/root{state}"))
+attempt("connect to an abstract socket", lambda: connect("\\0" + abstract))
+os.kill(os.getpid(), 0)
+child = os.fork()
+if child == 0:
+    os.execvp("sleep", ["sleep", "99"])
+os.kill(child, 9)
+os.waitpid(child, 0)
+print("done")
+"""
+
+
+@pytest.fixture(params=["root", "few privileges"])
+def supervisor(request: pytest.FixtureRequest, tmp_path: Path) -> SupervisorProcess:
+    supervisor = SupervisorProcess(tmp_path / "state")
+    if request.param == "few privileges":
+        if os.geteuid() != 0:
+            pytest.skip("takes root to have less than root has")
+        supervisor.run_as = FEW_PRIVILEGES
+    return supervisor
+
+
+@pytest.mark.parametrize("sandbox", SANDBOXES)
+@pytest.mark.parametrize("spawner", [NATIVE, PYTHON])
+@pytest.mark.skipif(landlock_abi() < 6, reason="signals have no scope before Landlock's ABI 6 (Linux 6.12)")
+def test_nothing_of_the_house_is_in_reach(supervisor: SupervisorProcess, spawner: str, sandbox: str) -> None:
+    if spawner == NATIVE != IMPLEMENTATION:
+        pytest.skip("the native spawner is not built: python setup.py build_ext --inplace")
+    supervisor.options = ("--spawner", spawner)
+    with supervisor, socket.socket(socket.AF_UNIX) as listener:
+        abstract = f"worker-svc-test-{os.getpid()}"
+        listener.bind(f"\0{abstract}")
+        listener.listen()
+        given = [str(supervisor.path), str(supervisor.pid), str(os.getpid()), abstract]
+        ended = supervisor.finish("tries", [sys.executable, "-S", "-E", "-c", TRY, *given], sandbox=SANDBOXES[sandbox])
+        said = supervisor.output("tries").decode()
+        assert ended.outcome is Outcome.SUCCEEDED, (ended.reason, said)
+        assert said.split("\n")[:-1] == ["done"]
+        assert (supervisor.path / frames.KEY_NAME).exists()
+
+
+def test_paths_of_the_house_are_refused(supervisor: SupervisorProcess) -> None:
+    with supervisor:
+        for field in ("read_only_paths", "read_write_paths"):
+            for inside in ("", "/output", "/./output/../output"):
+                path = f"{supervisor.path}{inside}"
+                job_id = f"j-{field}-{len(inside)}"
+                with pytest.raises(Refused, match=rf"sandbox\.{field}: {path} is in the worker's state directory"):
+                    supervisor.run(job_id, ["true"], sandbox={field: [path]})

@@ -1,0 +1,78 @@
+"""Whether a process that calls one of our unix sockets is a job's: those run under us, and may not act on us."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+from typing import Any, Final, NamedTuple
+
+from worker_svc.supervisor.containment.groups import path_of
+from worker_svc.supervisor.containment.marks import STATE_VARIABLE
+from worker_svc.supervisor.containment.processes import environ_value, lineage
+
+_UCRED: Final = struct.Struct("3i")
+_INT: Final = struct.Struct("i")
+# Since Linux 6.5 (asm-generic/socket.h): a pidfd of who connected, whoever has its number by now.
+_SO_PEERPIDFD: Final = 77
+_STATE: Final = STATE_VARIABLE.encode()
+
+
+class Kinship(NamedTuple):
+    """What tells the jobs of one worker from all other processes."""
+
+    supervisor_pid: int
+    state_id: str
+    cgroup: str
+    """Which holds the jobs' groups, as in /proc/PID/cgroup; empty: there is none."""
+
+    def is_job(self, connected: socket.socket | Any) -> bool:
+        """Whether who connected is a process of a job, or descends from one. True as well if that cannot be told any
+        more, since it is gone: the fd may have been given away. Raises OSError if no file can be opened now."""
+        pid, _, _ = _UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        if pid == 0:
+            return False  # of another pid namespace, and so no descendant of ours
+        try:
+            (pidfd,) = _INT.unpack(connected.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, _INT.size))
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise
+            if error.errno != errno.ENOPROTOOPT:
+                return True
+            pidfd = -1
+        try:
+            return self._is_of_a_job(pid) or (pidfd >= 0 and _has_exited(pidfd))
+        finally:
+            if pidfd >= 0:
+                os.close(pidfd)
+
+    def _is_of_a_job(self, pid: int) -> bool:
+        line = lineage(pid)
+        if line is None:
+            return not _is_there(pid)
+        # Of an earlier supervisor's jobs the orphans do not descend from ours: they are known by the other two.
+        return any(
+            one.pid == self.supervisor_pid
+            or (self.cgroup and path_of(one.pid).startswith(f"{self.cgroup}/"))
+            or any(environ_value(number, _STATE) == self.state_id for number in {one.pid, one.session})
+            for one in line
+        )
+
+
+def _has_exited(pidfd: int) -> bool:
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+def _is_there(pid: int) -> bool:
+    """Also if /proc does not show it to us (hidepid): then it is another user's."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
