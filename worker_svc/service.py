@@ -90,8 +90,8 @@ class WorkerService(GuardedService):
         self._lister = ThreadPoolExecutor(1, thread_name_prefix="list")
         self._list_reader: StoreReader | None = None
 
-    def _owner_of(self, job_id: str) -> str | None:
-        return self._reader.owner_of(job_id)
+    def _is_owned(self, job_id: str, owner: str) -> bool:
+        return self._reader.is_owned(job_id, owner)
 
     def _denial_of(self, call: Call, request: Any) -> Decision | None:
         if not isinstance(request, pb.StopJobReq) or request.grace is None:
@@ -132,7 +132,7 @@ class WorkerService(GuardedService):
     def _taken(self, job_id: str) -> JobExists | None:
         """What an admin may be told of an id that is taken: whose job it is. To others every id is taken in one way."""
         caller = CALL.get().caller
-        owner = self._owner_of(job_id) if caller.role is Role.ADMIN else None
+        owner = self._reader.owner_of(job_id) if caller.role is Role.ADMIN else None
         if owner in (None, caller.identity):
             return None
         return JobExists(f"job_id: belongs to a job of {owner or 'nobody'}: choose another id")

@@ -15,8 +15,8 @@ from worker_svc.job import JobRecord, JobSpec, JobState, Transition
 from worker_svc.supervisor.store_rows import (
     EVENT_COLUMNS,
     INSERT_EVENT,
+    IS_OWNED,
     MIGRATIONS,
-    OWNER_OF,
     RECORD_COLUMNS,
     SCHEMA,
     SCHEMA_VERSION,
@@ -111,9 +111,13 @@ class StoreReader:
         return [record_from_row(row) for row in rows]
 
     def owner_of(self, job_id: str) -> str | None:
-        """None: there is no such job. Takes as long either way: one row is read in both cases."""
-        row = self._db.execute(OWNER_OF, {"job_id": job_id}).fetchone()
-        return str(row[0]) if row and row[1] else None
+        """None: there is no such job."""
+        row = self._db.execute("SELECT owner FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+        return str(row[0]) if row else None
+
+    def is_owned(self, job_id: str, owner: str) -> bool:
+        """Whether it is there and this owner's. Takes as long where it is not there as where it is somebody else's."""
+        return self._db.execute(IS_OWNED, (owner, job_id)).fetchone() is not None
 
     def live_of(self, owner: str) -> tuple[int, int]:
         """How many of its jobs run, and wait."""
