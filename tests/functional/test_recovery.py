@@ -281,7 +281,7 @@ def test_a_stop_is_on_record_before_the_signal(tmp_path: Path) -> None:
     assert ledger.commit(Mock())
     for effect in ledger.take_urgent():
         effect()
-    containment.signal.assert_called_once_with(job.container, job.stop_signal)
+    containment.signal.assert_called_once_with(job.container, job.stop_signal, wakes=True)
     containment.kill.assert_called_once_with(job.container)
     store.close()
 

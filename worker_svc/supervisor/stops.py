@@ -137,11 +137,11 @@ class Stops:
             self.stop(job, cause=StopCause.TIMEOUT)
             self._give_up_start(job)
 
-    def signal(self, job: LiveJob, number: int) -> None:
+    def signal(self, job: LiveJob, number: int, *, wakes: bool = False) -> None:
         """Raises PreconditionFailed if the job's processes may not be signalled (they changed their user)."""
         assert job.container is not None
         try:
-            self._containment.signal(job.container, number)
+            self._containment.signal(job.container, number, wakes=wakes)
         except PermissionError as error:
             raise _not_allowed(job, error) from error
 
@@ -187,7 +187,7 @@ class Stops:
         if job.state is not JobState.STOPPING:
             return
         try:
-            self.signal(job, number)
+            self.signal(job, number, wakes=True)
         except PreconditionFailed as error:
             note("job.not_signalled", job_id=job.job_id, signal=number, reason=error.message)
 

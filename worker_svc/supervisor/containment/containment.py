@@ -29,6 +29,8 @@ SUBREAPER: Final = "subreaper"
 # Not allowed in a job id: what follows tells apart the groups of jobs that had the same id one after the other.
 _AGAIN: Final = "~"
 _AGAIN_MAX: Final = 100
+# Of proc_pid_stat(5).
+_STOPPED: Final = "T"
 
 
 class Containment:
@@ -184,22 +186,35 @@ class Containment:
 
     # Signals
 
-    def signal(self, container: Container, number: int) -> None:
-        """To the leader's process group; if the leader is gone, to each process. Raises PermissionError."""
+    def signal(self, container: Container, number: int, *, wakes: bool = False) -> None:
+        """To the leader's process group; if the leader is gone, to each process. Raises PermissionError.
+
+        wakes: SIGCONT follows, since whoever was stopped (SIGSTOP, SIGTSTP, SIGTTIN) would not see the signal; it goes
+        to stopped ones of other groups too, which those that were signalled may wait for."""
+        numbers = (number, signal.SIGCONT) if wakes else (number,)
         if container.pidfd >= 0:
-            self._remember(container)
-            signals.signal_job(container.pidfd, container.pid, number, is_child=container.is_child)
+            below = self._remember(container)
+            for each in numbers:
+                signals.signal_job(container.pidfd, container.pid, each, is_child=container.is_child)
+            for one in below if wakes else ():
+                if one.state == _STOPPED and one.pgrp != container.pid:
+                    with suppress(PermissionError):  # it changed its user
+                        send(one, signal.SIGCONT)
             return
         for one in self._members(container):
-            self._send(container, one, number)
+            for each in numbers:
+                self._send(container, one, each)
 
-    def _remember(self, container: Container) -> None:
+    def _remember(self, container: Container) -> list[Process]:
         """What is below the leader now, before a signal that may end it: whatever it turns itself into, it is the
         job's."""
+        below: list[Process] = []
         with suppress(OSError):  # no fd is free; the signal matters more
             leader = process(container.pid)
             if leader is not None and leader.start_ticks == container.start_ticks:
-                self._orphans.remember(container, process_tree(leader))
+                below = process_tree(leader)
+                self._orphans.remember(container, below)
+        return below
 
     def _send(self, container: Container, one: Process, number: int) -> None:
         if self._groups and container.name and self._groups.holds(container.name, one.pid):
