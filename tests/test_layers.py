@@ -20,6 +20,7 @@ LAYERS: dict[str, int] = {
     "frames": 0,
     "masking": 0,
     "printable": 0,
+    "stdio": 0,
     "pb": 0,
     "supervisor": 1,
     "link": 2,
@@ -55,7 +56,7 @@ SIBLINGS = {
     ("__main__", "cli"),
 }
 # What L1 may use of L0: config needs tomli, pb needs betterproto.
-SUPERVISOR_MAY_IMPORT = {"job", "frames", "supervisor", ""}
+SUPERVISOR_MAY_IMPORT = {"job", "frames", "stdio", "supervisor", ""}
 
 
 def imports_of(path: Path) -> Iterator[tuple[str, bool]]:

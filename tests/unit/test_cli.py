@@ -244,7 +244,7 @@ def test_the_block() -> None:
         "status:        failed: exit status 3",
         "command:       sh -c 'exit 3'",
         "env:           TOKEN",
-        r"labels:        k=v\n",
+        "labels:        k=v\n",
         "pid:           7",
         "wall time:     1.50 s",
         "peak memory:   1.0 MiB",
@@ -440,6 +440,30 @@ def test_errors_are_one_line(worker: FakeWorker, address: str, capsys: pytest.Ca
     worker.refusal = GRPCError(Status.ABORTED, "rule 3")
     assert main(["query", "a"]) == 1
     assert capsys.readouterr().err.endswith("worker-svc: query: the worker answered ABORTED: rule 3\n")
+
+
+HOSTILE = "\x1b[2J\x9b31m\u202e\u2028\x7f\nworker-svc: forged"
+
+
+def test_nothing_that_a_worker_says_reaches_the_terminal_raw(
+    worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = JobSpec(command=HOSTILE, cwd=HOSTILE, env={HOSTILE: ""}, labels={HOSTILE: HOSTILE})
+    job = finished(HOSTILE, Outcome.START_FAILED, error_text=HOSTILE, owner=HOSTILE, signal=HOSTILE, stuck=HOSTILE)
+    job.spec = spec
+    worker.jobs.update(a=job, b=job)
+    worker.next_end = job
+    for command in (["list"], ["list", "--json"], ["query", "a"], ["query", "a", "--json"], ["run", "true"]):
+        assert main(command) in (0, 125)
+    worker.refusal = GRPCError(Status.INVALID_ARGUMENT, HOSTILE)
+    for command in (["query", "a"], ["start", "a"], ["run", "a"], ["logs", "a"], ["list"], ["stop", "a"]):
+        assert main(command) in (1, 125)
+    with pytest.raises(SystemExit):
+        main(["query", "a", HOSTILE])
+    shown = capsys.readouterr()
+    for text in (shown.out, shown.err):
+        assert all(line.isprintable() for line in text.split("\n"))
+        assert not any(line.startswith("worker-svc: forged") for line in text.split("\n"))
 
 
 def test_no_worker(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,15 +4,14 @@ then."""
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from io import TextIOWrapper
 from typing import Final, NoReturn
 
 from worker_svc import __version__
-from worker_svc.cli.command import CANCELLED_STATUS, Failure, complain
+from worker_svc.cli.command import AGENT_FAILED_STATUS, CANCELLED_STATUS, FAILED_STATUS, Failure
+from worker_svc.cli.console import CannotWrite, complain, give_up_output, own_streams
 
 _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "serve": ("serve", "run the worker"),
@@ -39,27 +38,30 @@ _BROKEN_PIPE_STATUS: Final = 128 + 13
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status (argparse exits by itself: 0 after --help, 2 for wrong
     usage)."""
+    if argv is None:
+        own_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal that is not UTF-8 is no reason to die half-way.
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] not in _COMMANDS:
         _refuse(arguments)
     name, rest = arguments[0], arguments[1:]
     command = import_module(f"worker_svc.cli.{_COMMANDS[name][0]}")
     try:
-        status: int = command.main(f"worker-svc {name}", rest)
-        sys.stdout.flush()
+        try:
+            status: int = command.main(f"worker-svc {name}", rest)
+        finally:
+            sys.stdout.flush()
     except Failure as failure:
-        complain(name, str(failure))
+        complain(name, str(failure), failure.hint)
         return failure.status
     except KeyboardInterrupt:
         return CANCELLED_STATUS
     except BrokenPipeError:
-        # The interpreter flushes standard output once more at exit, and would complain then.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        give_up_output()
         return _BROKEN_PIPE_STATUS
+    except CannotWrite as error:
+        give_up_output()
+        complain(name, f"standard output: {error.strerror}")
+        return AGENT_FAILED_STATUS if name == "run" else FAILED_STATUS
     return status
 
 

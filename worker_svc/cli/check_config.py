@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from worker_svc.cli.command import FAILED_STATUS, Failure, make_parser
+from worker_svc.cli.console import say, warn
 from worker_svc.cli.job_options import add_job_options, read_stdin, start_request
 from worker_svc.cli.settings import BAD_CONFIG_STATUS, add_config_option, file_in_use, load
 
@@ -62,9 +62,9 @@ def _check_files(config: Config, file: str, *, is_named: bool) -> None:
 
     findings = check(config, Path(file) if file else None, is_named=is_named or CONFIG_VARIABLE in os.environ)
     for finding in findings:
-        print(("error: " if finding.is_error else "warning: ") + finding.text, file=sys.stderr)
+        warn(("error: " if finding.is_error else "warning: ") + finding.text)
     for text in advice(config.policy):
-        print(f"warning: {text}", file=sys.stderr)
+        warn(f"warning: {text}")
     if any(finding.is_error for finding in findings):
         raise Failure("serve would refuse to start", BAD_CONFIG_STATUS)
 
@@ -103,12 +103,14 @@ def _tell(role: str, judged: Judged) -> bool:
     """Whether the job would start."""
     decision = judged.decision
     if not decision.allowed:
-        print(f"{role}: denied by {decision.rule}\n  {decision.reason}")
+        say(f"{role}: denied by {decision.rule}")
+        say(f"  {decision.reason}")
         return False
     if judged.problem:
-        print(f"{role}: allowed, but cannot start: {judged.problem}\n  allowed by {decision.rule}")
+        say(f"{role}: allowed, but cannot start: {judged.problem}")
+        say(f"  allowed by {decision.rule}")
         return False
-    print(f"{role}: allowed by {decision.rule}")
+    say(f"{role}: allowed by {decision.rule}")
     for file in judged.checked:
-        print(f"  {file.field}: {file.path}")
+        say(f"  {file.field}: {file.path}")
     return True

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import worker_svc
+from worker_svc.printable import printable
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -27,6 +27,8 @@ TLS_OPTIONS: Final = {
 CLIENT_VARIABLES: Final = frozenset({ADDRESS_VARIABLE, *(variable for variable, *_ in TLS_OPTIONS.values())})
 DEFAULT_ADDRESS: Final = "127.0.0.1:50000"
 FAILED_STATUS: Final = 1
+AGENT_FAILED_STATUS: Final = 125
+"""Of `run`, whose other statuses are the job's."""
 CANCELLED_STATUS: Final = 130
 """After Ctrl-C."""
 ANSWER_DEADLINE_S: Final = 30.0
@@ -36,13 +38,11 @@ ANSWER_DEADLINE_S: Final = 30.0
 class Failure(Exception):
     """A command did not do what was asked: its text is for the user, `status` for the shell."""
 
-    def __init__(self, text: str, status: int = FAILED_STATUS) -> None:
+    def __init__(self, text: str, status: int = FAILED_STATUS, *, hint: str = "") -> None:
+        """`hint`: more lines, all of them ours."""
         super().__init__(text)
         self.status = status
-
-
-def complain(command: str, text: str) -> None:
-    print(f"worker-svc: {command}: {text}", file=sys.stderr, flush=True)
+        self.hint = hint
 
 
 def program() -> str:
@@ -52,12 +52,21 @@ def program() -> str:
     wrapper = Path(worker_svc.__file__).parent.parent / "scripts" / "worker"
     if not wrapper.is_file():
         return "python -m worker_svc"
-    return str(wrapper.relative_to(Path.cwd()) if wrapper.is_relative_to(Path.cwd()) else wrapper)
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # removed meanwhile
+        return str(wrapper)
+    return str(wrapper.relative_to(here) if wrapper.is_relative_to(here) else wrapper)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 def make_parser(prog: str, description: str, **options: Any) -> argparse.ArgumentParser:
     # Without abbreviations: an option that comes later must not change what a script means.
-    return argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False, **options)
+    return _Parser(prog=prog, description=description, allow_abbrev=False, **options)
 
 
 def add_address_option(parser: argparse.ArgumentParser) -> None:
@@ -130,7 +139,7 @@ def with_worker(
     except Untrusted as error:
         raise Failure(error.message, failed_status) from error
     except Unreachable as error:
-        raise Failure(f"{error}\n{_how_to_reach_one(address)}", failed_status) from error
+        raise Failure(str(error), failed_status, hint=_how_to_reach_one(address)) from error
     except JobError as error:
         raise Failure(error.message, failed_status) from error
     except GRPCError as error:

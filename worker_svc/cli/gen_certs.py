@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from worker_svc.cli.command import Failure, count, make_parser, program
+from worker_svc.cli.console import say
 
 _ROLES: Final = ("admin", "operator", "submitter", "viewer")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
@@ -72,13 +73,13 @@ def main(prog: str, argv: Sequence[str]) -> int:
         made += _write_config(directory)
     except (OSError, ValueError) as error:
         raise Failure(f"{directory}: {error}") from error
-    print(f"{directory}: made {', '.join(made) if made else 'nothing: all was there'}")
+    say(f"{directory}: made {', '.join(made) if made else 'nothing: all was there'}")
     if "server" in made:
         where = shlex.quote(str(directory))
-        print(f"  serve:  {program()} serve --config {where}/worker.toml")
+        say(f"  serve:  {program()} serve --config {where}/worker.toml")
         first = shlex.quote(clients[0] if clients else "admin")
         credentials = f"--ca {where}/ca.pem --crt {where}/{first}.pem --key {where}/{first}.key"
-        print(f"  call:   {program()} list --addr localhost:50000 {credentials}")
+        say(f"  call:   {program()} list --addr localhost:50000 {credentials}")
     return 0
 
 

@@ -19,6 +19,7 @@ from worker_svc.cli.command import (
     make_parser,
     with_worker,
 )
+from worker_svc.cli.console import say, warn
 from worker_svc.job import JobState
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ async def _list(client: WorkerClient, arguments: argparse.Namespace) -> int:
     jobs, more = await _fetch(client, arguments)
     _print(jobs, as_json=arguments.json)
     if more and not arguments.json:
-        print(f"… and older ones: --limit {10 * arguments.limit} shows more, --limit 0 all", file=sys.stderr)
+        warn(f"… and older ones: --limit {10 * arguments.limit} shows more, --limit 0 all")
     return 0
 
 
@@ -99,9 +100,10 @@ def _print(jobs: Sequence[Job], *, as_json: bool) -> None:
 
     if as_json:
         for job in jobs:
-            print(json.dumps(job_json(job)))
+            say(json.dumps(job_json(job)))
     elif jobs:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        print("\n".join(job_table(jobs, now=datetime.now(UTC), width=width)))
+        for line in job_table(jobs, now=datetime.now(UTC), width=width):
+            say(line)
     else:
-        print("no jobs", file=sys.stderr)
+        warn("no jobs")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import AsyncIterator
 from typing import IO, TYPE_CHECKING
 
-from worker_svc.cli.command import complain
+from worker_svc.cli.console import complain
 from worker_svc.cli.render import human_size
 
 if TYPE_CHECKING:

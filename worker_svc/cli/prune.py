@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from worker_svc.cli.command import add_address_option, count, make_parser, seconds, with_worker
+from worker_svc.cli.console import say
 
 if TYPE_CHECKING:
     from worker_svc.client import WorkerClient
@@ -36,11 +37,11 @@ def main(prog: str, argv: Sequence[str]) -> int:
             dry_run=arguments.dry_run,
         )
         for job_id in gone.job_ids:
-            print(job_id)
+            say(job_id)
         if gone.jobs > len(gone.job_ids):
-            print(f"… and {gone.jobs - len(gone.job_ids)} more")
+            say(f"… and {gone.jobs - len(gone.job_ids)} more")
         verb = "would be removed" if arguments.dry_run else "removed"
-        print(f"{gone.jobs} finished job{'s' * (gone.jobs != 1)} {verb}, {human_size(gone.bytes)} of output")
+        say(f"{gone.jobs} finished job{'s' * (gone.jobs != 1)} {verb}, {human_size(gone.bytes)} of output")
         return 0
 
     return with_worker(arguments, prune)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from worker_svc.cli.command import ANSWER_DEADLINE_S, add_address_option, make_parser, with_worker
+from worker_svc.cli.console import say
 
 if TYPE_CHECKING:
     from worker_svc.client import WorkerClient
@@ -25,9 +26,11 @@ def main(prog: str, argv: Sequence[str]) -> int:
 
         job = await client.job(arguments.job, deadline_s=ANSWER_DEADLINE_S)
         if arguments.json:
-            print(json.dumps(job_json(job), indent=2))
+            lines = json.dumps(job_json(job), indent=2).split("\n")
         else:
-            print("\n".join(job_block(job, now=datetime.now(UTC))))
+            lines = job_block(job, now=datetime.now(UTC))
+        for line in lines:
+            say(line)
         return 0
 
     return with_worker(arguments, query)

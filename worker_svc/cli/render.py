@@ -1,4 +1,4 @@
-"""How jobs look to people and to programs. Pure: from messages to text."""
+"""How jobs look to people and to programs. Pure: from messages to text, which `console.say` makes fit to be shown."""
 
 from __future__ import annotations
 
@@ -103,9 +103,9 @@ def job_table(jobs: Sequence[Job], *, now: datetime, width: int | None) -> list[
 
 def _table_row(job: Job, now: datetime) -> tuple[str, ...]:
     return (
-        job.job_id,
+        printable(job.job_id),
         status_word(job),
-        exit_word(job),
+        printable(exit_word(job)),
         age(job.started_at, now) if job.started_at else "-",
         human_duration(job.wall_time) if job.wall_time is not None else "-",
         command_line(job.spec),
@@ -123,17 +123,17 @@ def job_block(job: Job, *, now: datetime) -> list[str]:
     spec = job.spec
     facts = {
         "job": job.job_id,
-        "owner": printable(job.owner),
+        "owner": job.owner,
         "status": status_line(job),
         "command": command_line(spec),
-        "cwd": printable(spec.cwd),
+        "cwd": spec.cwd,
         # Values may be secret: --json shows them to those who ask.
-        "env": printable(", ".join(spec.env)),
-        "secret env": printable(", ".join(spec.secret_env)),
-        "labels": printable(", ".join(f"{key}={value}" for key, value in spec.labels.items())),
+        "env": ", ".join(spec.env),
+        "secret env": ", ".join(spec.secret_env),
+        "labels": ", ".join(f"{key}={value}" for key, value in spec.labels.items()),
         "stdin": human_size(spec.stdin_size_bytes) if spec.stdin_size_bytes else "",
         "pid": str(job.pid) if job.pid else "",
-        "stuck": printable(job.stuck),
+        "stuck": job.stuck,
         "accepted": _moment(job.accepted_at, now),
         "started": _moment(job.started_at, now),
         "finished": _moment(job.finished_at, now),
@@ -142,9 +142,9 @@ def job_block(job: Job, *, now: datetime) -> list[str]:
         "peak memory": human_size(job.peak_memory_bytes) if job.peak_memory_bytes is not None else "",
         "timeout": _limit(spec.timeout) if spec.timeout else "",
         "to stop": _stop_line(spec),
-        "limits": printable(limits_line(spec.limits, human_size)),
-        "runs as": printable(identity_line(spec.identity)),
-        "sandbox": printable(sandbox_line(spec.sandbox)),
+        "limits": limits_line(spec.limits, human_size),
+        "runs as": identity_line(spec.identity),
+        "sandbox": sandbox_line(spec.sandbox),
         "ends": "when all of its processes are gone" if spec.leader_exit == _WAIT else "",
         "output limit": _output_limit(spec),
         "output": _file(job.output_file, job.output_size_bytes),
@@ -156,7 +156,7 @@ def job_block(job: Job, *, now: datetime) -> list[str]:
 
 def status_line(job: Job) -> str:
     """`running`, `running (paused)`, `succeeded`, `failed: exit status 3`, `timed out after 5 s (…)`."""
-    word, text = status_word(job), printable(job.error_text)
+    word, text = status_word(job), job.error_text
     if not job.outcome or not text:
         return f"{word} (paused)" if job.paused and not job.outcome else word
     if text.startswith(word):
@@ -194,7 +194,7 @@ def _moment(moment: datetime | None, now: datetime) -> str:
 
 
 def _file(path: str, size_bytes: int) -> str:
-    return f"{printable(path)} ({human_size(size_bytes)})" if path else ""
+    return f"{path} ({human_size(size_bytes)})" if path else ""
 
 
 def job_json(job: Job) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING, Final
 
-from worker_svc.cli.command import CANCELLED_STATUS, Failure, complain, program, with_worker
+from worker_svc.cli.command import AGENT_FAILED_STATUS, CANCELLED_STATUS, Failure, program, with_worker
+from worker_svc.cli.console import CannotWrite, complain
 from worker_svc.cli.job_options import JobOptions, read_stdin, start
 from worker_svc.cli.output import gap_text, write
 from worker_svc.cli.render import status_line
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from worker_svc.pb.jobscheduler import Job
 
 TIMED_OUT_STATUS: Final = 124
-AGENT_FAILED_STATUS: Final = 125
 _SIGNALED_BASE: Final = 128
 
 _EPILOG: Final = (
@@ -45,7 +45,7 @@ class _Attached:
         self._client = client
         self._job_id = ""
         self._presses = 0
-        self._reader_gone = False
+        self._output_failed: OSError | None = None
         self._stops: set[asyncio.Task[None]] = set()
 
     async def run(self, arguments: argparse.Namespace) -> int:
@@ -61,9 +61,10 @@ class _Attached:
             job = await self._client.wait(self._job_id)
         except Unavailable as error:
             later = f"the job may well run on; when the worker is back: {program()} logs -f {self._job_id}"
-            raise Failure(f"{error}\n  {later}", AGENT_FAILED_STATUS) from error
-        if self._reader_gone:
-            raise BrokenPipeError
+            raise Failure(str(error), AGENT_FAILED_STATUS, hint=f"  {later}") from error
+        if self._output_failed is not None:
+            await asyncio.gather(*self._stops)
+            raise self._output_failed
         _tell_end(job)
         return exit_status(job, interrupted=self._presses > 0)
 
@@ -82,13 +83,13 @@ class _Attached:
         async for chunk in self._client.output(self._job_id, stream=stream, follow=True):
             if chunk.gap_bytes:
                 complain("run", gap_text(chunk))
-            elif not self._reader_gone:
+            elif self._output_failed is None:
                 try:
                     # In a thread: Ctrl-C must work while a pager holds the output up.
                     await asyncio.to_thread(write, target, chunk.data)
-                except BrokenPipeError:
-                    # A program of this terminal would end by SIGPIPE now.
-                    self._reader_gone = True
+                except (BrokenPipeError, CannotWrite) as error:
+                    # A program of this terminal would end by SIGPIPE now, or complain and end.
+                    self._output_failed = error
                     self._stop()
 
     def _asked_to_end(self) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from worker_svc.cli.command import CLIENT_VARIABLES, Failure
+from worker_svc.cli.console import warn
 
 if TYPE_CHECKING:
     from worker_svc.config import ConfigError, Loaded
@@ -60,7 +60,7 @@ def load(path: Path | None, flags: Mapping[str, object]) -> Loaded:
 
 def _told(error: ConfigError) -> Failure:
     for problem in error.problems:
-        print(problem, file=sys.stderr)
+        warn(str(problem))
     number = len(error.problems)
     text = f"{number} problems in the configuration" if number > 1 else "a problem in the configuration"
     return Failure(text, BAD_CONFIG_STATUS)

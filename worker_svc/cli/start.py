@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from worker_svc.cli.command import with_worker
+from worker_svc.cli.console import say
 from worker_svc.cli.job_options import JobOptions, read_stdin, start
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ def main(prog: str, argv: Sequence[str]) -> int:
     read_stdin(arguments)
 
     async def start_it(client: WorkerClient) -> int:
-        print((await start(client, arguments)).job_id)
+        say((await start(client, arguments)).job_id)
         return 0
 
     return with_worker(arguments, start_it)

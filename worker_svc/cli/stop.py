@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from worker_svc.cli.command import ANSWER_DEADLINE_S, add_address_option, make_parser, seconds, with_worker
+from worker_svc.cli.console import say
 
 if TYPE_CHECKING:
     from worker_svc.client import WorkerClient
@@ -35,7 +36,7 @@ def main(prog: str, argv: Sequence[str]) -> int:
         if arguments.wait:
             from worker_svc.cli.render import status_line
 
-            print(status_line(await client.job(arguments.job, deadline_s=ANSWER_DEADLINE_S)))
+            say(status_line(await client.job(arguments.job, deadline_s=ANSWER_DEADLINE_S)))
         return 0
 
     return with_worker(arguments, stop)

@@ -15,7 +15,7 @@ import sqlite3
 import sys
 from typing import Final
 
-from worker_svc import frames
+from worker_svc import frames, stdio
 from worker_svc.supervisor import crashpoints, identity, own_limits, statedir
 from worker_svc.supervisor.containment import Containment, ContainmentError
 from worker_svc.supervisor.journal import note
@@ -85,9 +85,7 @@ def main(argv: list[str]) -> int:
 
 def _prepare_process(state_dir: str) -> None:
     """Whatever the worker was given by whoever started it, jobs must not inherit from us."""
-    while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
-        os.set_inheritable(fd, True)  # closed before: what we open next would be taken for a standard file
-    os.close(fd)
+    stdio.ensure_descriptors()
     os.chdir("/")
     os.makedirs(f"{state_dir}/output", mode=0o700, exist_ok=True)
     log = os.open(

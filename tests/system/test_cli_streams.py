@@ -1,0 +1,111 @@
+"""Commands in odd surroundings: standard descriptors that are closed, full, or non-blocking; and what they show of
+texts that others wrote."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.waiting import eventually_sync
+from tests.support.workers import BASE_ENV, PATIENCE_S, ROOT, Worker
+from worker_svc.job import JobState, Outcome
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    with Worker(tmp_path_factory.mktemp("worker")) as running:
+        yield running
+
+
+def shell(worker: Worker, command: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[bytes]:
+    """`$W` is the program."""
+    program = f"{sys.executable} -m worker_svc"
+    env = {"PATH": BASE_ENV["PATH"], "PYTHONPATH": str(ROOT), "WORKER_SVC_ADDR": worker.address, "W": program, **env}
+    return subprocess.run(["bash", "-c", command], cwd=cwd, env=env, capture_output=True, timeout=PATIENCE_S)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("command", ["start true", "run echo x", "list", "list --json", "prune --keep 99", "--version"])
+def test_with_descriptors_closed(worker: Worker, command: str, closed: str) -> None:
+    done = shell(worker, f"$W {command} {closed}")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_closed_standard_input_is_an_empty_one(worker: Worker) -> None:
+    done = shell(worker, "$W run --stdin - wc -c <&-")
+    assert (done.returncode, done.stdout) == (0, b"0\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "command, status",
+    [("start true", 1), ("list --json", 1), ("list --help", 1), ("logs {}", 1), ("run echo x", 125)],
+)
+def test_a_full_standard_output(worker: Worker, command: str, status: int, unbuffered: str) -> None:
+    job_id = shell(worker, "$W start echo x").stdout.decode().strip()
+    worker.wait_finished(job_id)
+    done = shell(worker, f"$W {command.format(job_id)} >/dev/full", PYTHONUNBUFFERED=unbuffered)
+    name = command.split()[0]
+    assert (done.returncode, done.stderr.decode()) == (
+        status,
+        f"worker-svc: {name}: standard output: No space left on device\n",
+    )
+
+
+def test_a_job_of_run_does_not_outlive_a_full_output(worker: Worker) -> None:
+    assert shell(worker, "$W run --id full sh -c 'echo x; sleep 999' >/dev/full").returncode == 125
+    assert worker.wait_state("full", JobState.FINISHED).outcome is Outcome.STOPPED
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_pipe_that_somebody_made_non_blocking(worker: Worker, unbuffered: str) -> None:
+    size = 300_000
+    job_id = shell(worker, f"$W start head -c {size} /dev/zero").stdout.decode().strip()
+    worker.wait_finished(job_id)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    environment = {"PATH": BASE_ENV["PATH"], "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(
+        [sys.executable, "-m", "worker_svc", "logs", job_id, "--addr", worker.address], env=environment, stdout=writer
+    ) as process:
+        os.close(writer)
+        with open(reader, "rb") as pipe:
+            assert len(pipe.read()) == size
+    assert process.returncode == 0
+
+
+def test_in_a_directory_that_was_removed(worker: Worker, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    done = shell(worker, "rmdir $PWD; $W query x --addr 127.0.0.1:9", tmp_path / "gone")
+    assert done.returncode == 1
+    assert done.stderr.decode().startswith("worker-svc: query: no connection")
+
+
+@contextmanager
+def worker_serving(worker: Worker, path: Path) -> Iterator[None]:
+    """One whose log cannot be read."""
+    worker.spawn()
+    try:
+        eventually_sync(path.is_socket, PATIENCE_S, "it does not serve")
+        yield
+    finally:
+        worker.__exit__(None, None, None)
+
+
+def test_serve_with_descriptors_closed(tmp_path: Path) -> None:
+    """Whatever it opens first is not taken for its log."""
+    worker = Worker(tmp_path, LOG_FILE="")
+    worker.run_as = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash"]
+    worker.keys["GRPC_SERVER_ADDR"] = f"unix:{tmp_path}/w.sock"
+    with worker_serving(worker, tmp_path / "w.sock"):
+        links = [str(Path(f"/proc/{worker.pid}/fd/{fd}").readlink()) for fd in range(3)]
+        assert links == ["/dev/null"] * 3
+        supervisor = worker.supervisor_pid()
+        assert Path(f"/proc/{supervisor}/fd/0").readlink() == Path("/dev/null")
+    assert not any(b"worker.serving" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())

@@ -1,0 +1,88 @@
+"""What the commands write: whole or not without a word, and nothing that a terminal would act on."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import sys
+from typing import TYPE_CHECKING
+
+from worker_svc import stdio
+from worker_svc.printable import printable
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+class CannotWrite(OSError):
+    """Standard output takes no more: its disk is full, say. (That nobody reads it is a BrokenPipeError.)"""
+
+
+def say(text: str) -> None:
+    """A line on standard output."""
+    print(printable(text))
+
+
+def warn(text: str) -> None:
+    """A line on standard error."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def complain(command: str, text: str, hint: str = "") -> None:
+    """`hint`: more lines, all of them ours."""
+    print(f"worker-svc: {command}: {printable(text)}", *filter(None, [hint]), sep="\n", file=sys.stderr, flush=True)
+
+
+class _Whole(io.RawIOBase):
+    """A descriptor that takes all of what it is given: a short write is no whole one, and one that would have to wait
+    waits, also if somebody who shares the descriptor made it non-blocking."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def isatty(self) -> bool:
+        return os.isatty(self._fd)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: ReadableBuffer) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        while rest:
+            try:
+                rest = rest[os.write(self._fd, rest) :]
+            except BlockingIOError:
+                select.select([], [self._fd], [])
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                if self._fd == 2:  # there is nowhere left to say so
+                    break
+                raise CannotWrite(error.errno, error.strerror) from error
+        return size
+
+
+def own_streams() -> None:
+    """Takes over the process's standard streams, whatever state they are in."""
+    stdio.ensure_descriptors()
+    if sys.stdin is None:
+        sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False))
+    for fd, name in ((1, "stdout"), (2, "stderr")):
+        was = getattr(sys, name)
+        encoding = "utf-8" if was is None else was.encoding
+        # A terminal that is not UTF-8 is no reason to die half-way.
+        buffered = io.BufferedWriter(_Whole(fd))
+        stream = io.TextIOWrapper(buffered, encoding, "backslashreplace", line_buffering=fd == 2 or buffered.isatty())
+        setattr(sys, name, stream)
+
+
+def give_up_output() -> None:
+    """The interpreter flushes standard output once more at exit, and would complain then."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
