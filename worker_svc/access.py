@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, IntEnum
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -108,7 +108,9 @@ class Caller(NamedTuple):
 class Doorkeeper:
     """From connections to callers, by the patterns of the section `[access]`."""
 
-    def __init__(self, config: AccessConfig, own_uid: int | None = None) -> None:
+    def __init__(self, config: AccessConfig, own_uid: int | None = None, *, is_job: Callable[[Any], bool]) -> None:
+        """`is_job`: whether who connected to a unix socket is one of the worker's own jobs."""
+        self._is_job = is_job
         own = f"uid:{os.geteuid() if own_uid is None else own_uid}"
         by_role = {
             Role.ADMIN: config.admins,
@@ -141,29 +143,31 @@ class Doorkeeper:
         return peer if identity in (ANONYMOUS, NAMELESS) else identity
 
     def _identify(self, transport: BaseTransport) -> Caller:
-        names, peer = _names_of(transport)
+        names, peer = self._names_of(transport)
         if names is None:
             return Caller(ANONYMOUS, self._anonymous, peer)
         if not names:
             return Caller(NAMELESS, None, peer)
         return Caller(names[0], self.role_of(names), peer)
 
+    def _names_of(self, transport: BaseTransport) -> tuple[Sequence[str] | None, str]:
+        """The names that the peer has proved to have, None if it was not asked for any; and its address."""
+        connected = transport.get_extra_info("socket")
+        certificate = transport.get_extra_info("peercert")
+        if connected is not None and connected.family == socket.AF_UNIX:
+            pid, uid, _ = _UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            # A job that runs as an admin's user is no admin by that.
+            kind = "job" if self._is_job(connected) else "uid"
+            return (names_in(certificate) if certificate else [f"{kind}:{uid}"]), f"pid:{pid}"
+        address = transport.get_extra_info("peername")
+        peer = ""
+        if address:
+            peer = f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+        return (names_in(certificate) if certificate else None), peer
+
 
 def _matches(names: Sequence[str], pattern: str) -> bool:
     return any(fnmatchcase(name, pattern) for name in names)
-
-
-def _names_of(transport: BaseTransport) -> tuple[Sequence[str] | None, str]:
-    """The names that the peer has proved to have, None if it was not asked for any; and its address."""
-    connected = transport.get_extra_info("socket")
-    certificate = transport.get_extra_info("peercert")
-    if connected is not None and connected.family == socket.AF_UNIX:
-        pid, uid, _ = _UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        peer = f"pid:{pid}"
-        return (names_in(certificate) if certificate else [f"uid:{uid}"]), peer
-    address = transport.get_extra_info("peername")
-    peer = "" if not address else f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
-    return (names_in(certificate) if certificate else None), peer
 
 
 def names_in(certificate: Mapping[str, Any]) -> list[str]:

@@ -33,6 +33,7 @@ from worker_svc.security import Reloader, SecurityError, acceptance, scheduler_c
 from worker_svc.server import GrpcServer
 from worker_svc.service import Identity, WorkerService
 from worker_svc.supervisor import crashpoints, statedir
+from worker_svc.supervisor.containment.kinship import Kinship
 from worker_svc.supervisor.lockfile import LockFile, LockHeld
 from worker_svc.supervisor.store import StoreError, StoreReader
 from worker_svc.telemetry import Log, TransitionLog, set_up_log
@@ -146,7 +147,8 @@ class _Worker:
         self._feed = Feed(reader, latest, transitions.add)
         self._feed.ring(self._sequence)
         output = OutputReader(on_degraded=lambda text: self._on_event("output.degraded", reason=text))
-        doorkeeper, audit = Doorkeeper(config.access), self._whole_log.audit
+        doorkeeper = Doorkeeper(config.access, is_job=lambda peer: _kinship(link).is_job(peer))
+        audit = self._whole_log.audit
         policy = CommandPolicy(config.policy, config.jobs, config.sandbox)
         defaults = start_defaults(config)
         service = WorkerService(
@@ -326,6 +328,11 @@ class _Worker:
 
     def _on_event(self, event: str, **fields: Any) -> None:
         (self._log.warning if event in _WARNINGS else self._log.info)(event, **fields)
+
+
+def _kinship(link: SupervisorLink) -> Kinship:
+    """With the jobs of the supervisor that there is now."""
+    return Kinship(link.info["pid"], link.info["state_id"], link.info["cgroup"])
 
 
 def _unforeseen(error: BaseException | None) -> BaseException | None:

@@ -120,7 +120,7 @@ def test_names_in_a_certificate(certificate: dict[str, Any], names: list[str]) -
 
 
 def doorkeeper(**lists: Any) -> Doorkeeper:
-    return Doorkeeper(AccessConfig(**lists), own_uid=1000)
+    return Doorkeeper(AccessConfig(**lists), own_uid=1000, is_job=lambda peer: False)
 
 
 @pytest.mark.parametrize(
@@ -194,8 +194,13 @@ def test_a_user_of_the_unix_socket() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX)
     with ours, theirs:
         connection: Any = Connection(socket=ours, peername="")
-        caller = Doorkeeper(AccessConfig()).caller(connection)
+        caller = Doorkeeper(AccessConfig(), is_job=lambda peer: peer is not ours).caller(connection)
+        job = Doorkeeper(AccessConfig(), is_job=lambda peer: peer is ours).caller(connection)
+        trusted = AccessConfig(submitters=("job:*",))
+        submitter = Doorkeeper(trusted, is_job=lambda peer: peer is ours).caller(connection)
     assert caller == (f"uid:{os.geteuid()}", Role.ADMIN, f"pid:{os.getpid()}")
+    assert job == (f"job:{os.geteuid()}", None, f"pid:{os.getpid()}")
+    assert submitter.role is Role.SUBMITTER
 
 
 # Whose a job is

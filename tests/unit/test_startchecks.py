@@ -21,6 +21,7 @@ from worker_svc.config import (
     LogConfig,
     PolicyConfig,
     PolicyRules,
+    SandboxConfig,
     StateConfig,
     Variables,
 )
@@ -67,6 +68,40 @@ def test_an_address_that_others_reach(addr: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("addr", ["127.0.0.1:1", "[::1]:1", "localhost:1", "127.9.9.9:1", "unix:/run/x.sock"])
 def test_an_address_of_this_machine(addr: str, tmp_path: Path) -> None:
     assert found(config(tmp_path, grpc_server=GrpcServerConfig(addr=Address.parse(addr)))) == []
+
+
+ANONYMOUS_SUBMITTER = AccessConfig(anonymous="submitter")
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({}, ""),  # whoever gets in is an admin
+        ({"access": AccessConfig(viewers=("dns:v",))}, ""),  # who starts nothing
+        ({"access": ANONYMOUS_SUBMITTER}, "can kill the worker and the supervisor"),
+        ({"access": AccessConfig(operators=("dns:o",))}, "can kill the worker and the supervisor"),
+        ({"access": ANONYMOUS_SUBMITTER, "sandbox": SandboxConfig(private_tmp=True)}, "can kill the worker"),
+        ({"access": ANONYMOUS_SUBMITTER, "sandbox": SandboxConfig(read_only_paths=("/usr",))}, "sandbox"),
+        ({"access": ANONYMOUS_SUBMITTER, "jobs": JobsConfig(user=str(os.geteuid()))}, "can kill the worker"),
+        ({"access": ANONYMOUS_SUBMITTER, "jobs": JobsConfig(user="somebody-else")}, ""),
+        # Nobody is anonymous there.
+        ({"access": ANONYMOUS_SUBMITTER, "grpc_server": GrpcServerConfig(addr=Address.parse("unix:/run/x.sock"))}, ""),
+    ],
+)
+def test_jobs_of_the_workers_own_user(fields: dict[str, Any], said: str, tmp_path: Path) -> None:
+    findings = found(config(tmp_path, **fields))
+    assert len(findings) == bool(said)
+    for finding in findings:
+        assert not finding.is_error
+        assert finding.text.startswith("jobs.user: jobs of roles below admin run as the worker's own user, ")
+        assert said in finding.text
+
+
+def test_a_policy_that_lets_jobs_run_as_the_workers_own_user(tmp_path: Path) -> None:
+    policy = PolicyConfig(submitter=PolicyRules(allow_users=("nobody", str(os.geteuid()))))
+    jobs = JobsConfig(user="somebody-else")
+    [finding] = found(config(tmp_path, access=ANONYMOUS_SUBMITTER, jobs=jobs, policy=policy))
+    assert finding.text.startswith("policy.submitter.allow_users: jobs of roles below admin run as")
 
 
 def test_certificates_that_give_no_role(tmp_path: Path) -> None:

@@ -15,14 +15,15 @@ from worker_svc.masking import DEFAULT_PATTERN
 
 AnonymousRole = Literal["admin", "operator", "submitter", "viewer", "none"]
 
-_KINDS_OF_NAMES = ("uri:", "dns:", "email:", "cn:", "uid:")
+_KINDS_OF_NAMES = ("uri:", "dns:", "email:", "cn:", "uid:", "job:")
 
 
 def identities() -> Listed:
     def parse(text: str) -> str:
         if text == "*" or text.startswith(_KINDS_OF_NAMES):
             return text
-        raise ValueError(f"must begin with {', '.join(_KINDS_OF_NAMES[:-1])} or uid:, not {quote(text)}")
+        kinds = f"{', '.join(_KINDS_OF_NAMES[:-1])} or {_KINDS_OF_NAMES[-1]}"
+        raise ValueError(f"must begin with {kinds}, not {quote(text)}")
 
     return Listed('patterns of identities, such as "dns:*.jobs.example"', parse)
 

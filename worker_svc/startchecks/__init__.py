@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from worker_svc.config import Config
+from worker_svc.startchecks.own_jobs import what_jobs_can_do
 from worker_svc.startchecks.policy_files import dangers_to_policy
 from worker_svc.startchecks.trust import Danger, Who, is_others, who_else_can_replace
 
@@ -31,6 +32,7 @@ def check(config: Config, config_file: Path | None, *, is_named: bool) -> list[F
         _check_state_dir(config.state.dir),
         _check_log(config.log.file),
         _check_policy(config),
+        _check_own_jobs(config),
         _check_config_file(config_file, config, is_named) if config_file is not None else (),
     )
     return list(dict.fromkeys(found))
@@ -164,6 +166,12 @@ def _check_policy(config: Config) -> Iterator[Finding]:
     """A warning where it is one user or group: it may be theirs to say what jobs run."""
     for key, danger in dangers_to_policy(config.policy):
         yield _finding(danger, key, "what the policy allows", user_is_error=False)
+
+
+def _check_own_jobs(config: Config) -> Iterator[Finding]:
+    text = what_jobs_can_do(config)
+    if text:
+        yield Finding(False, text)
 
 
 def _check_config_file(path: Path, config: Config, is_named: bool) -> Iterator[Finding]:
