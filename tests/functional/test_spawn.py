@@ -213,8 +213,8 @@ def test_nothing_is_left_of_a_failed_start(pad: Launchpad, more: dict[str, Any],
     for command in ("/no/such", "no-such"):
         with pytest.raises(SpawnFailed):
             pad.run(command, stdin=b"x", stderr_path=str(tmp_path / "err"), **more)
-    with pytest.raises(SpawnFailed, match=r"could not prepare the job.*/none/err"):
-        pad.run("true", stderr_path=str(tmp_path / "none/err"), **more)
+    with pytest.raises(SpawnFailed, match=r"could not prepare the job.*/none/none"):
+        pad.run("true", stderr_path=str(tmp_path / "none/none/err"), **more)
     assert open_fds(os.getpid()) == before
     assert list(tmp_path.iterdir()) == []
     assert children_of(os.getpid()) == children

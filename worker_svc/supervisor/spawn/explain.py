@@ -11,10 +11,9 @@ from typing import Final
 
 from worker_svc.job import name_of
 from worker_svc.supervisor.spawn.plan import LaunchPlan
+from worker_svc.supervisor.spawn.scripts import file_problem, head_of, interpreter_of, script_problem
 from worker_svc.supervisor.spawn.steps import LANDLOCK_ABI_MIN, Op, Place, Program, has_landlock
 
-# execve(2) reads this much of a script to find its interpreter (BINPRM_BUF_SIZE).
-_SHEBANG_MAX_BYTES: Final = 256
 _MISSING: Final = (errno.ENOENT, errno.ENOTDIR, errno.EACCES)
 
 
@@ -84,27 +83,13 @@ def explain_exec(plan: LaunchPlan, number: int, candidates: list[str], tried: in
         if number in _MISSING and executable not in there:
             executable = there[0]
     path, executable = os.path.join(plan.cwd, executable), name_of(executable)
-    try:
-        mode = os.stat(path).st_mode
-    except OSError as found:
-        return f"command: {executable}: {(found.strerror or str(found)).lower()}"
-    if stat.S_ISDIR(mode):
-        return f"command: {executable} is a directory, not a program"
-    if number == errno.EACCES and not os.access(path, os.X_OK):
-        return f"command: {executable} is not executable: chmod +x it, or make it the path of a command such as bash"
-    if number in _MISSING:
-        interpreter = _interpreter(path)
-        if interpreter:
-            return (
-                f"command: {executable}: its interpreter {name_of(interpreter)!r} cannot be run: {os.strerror(number)}"
-                + _sandbox_hint(plan, number)
-            )
-    if number == errno.ENOEXEC:
-        return (
-            f"command: {executable} is not a program for this machine; "
-            "a script must begin with #! and its interpreter, or be the path of a command such as bash"
-        )
-    return f"command: {executable}: {os.strerror(number)}{_sandbox_hint(plan, number)}"
+    why = file_problem(path, number) or script_problem(path, plan.cwd, number)
+    if why:
+        sep = " " if why.startswith("is ") else ": "
+        return f"command: {executable}{sep}{why}{_sandbox_hint(plan, number) if sep == ': ' else ''}"
+    head = head_of(path)
+    either = f" or its interpreter {name_of(interpreter_of(head)[0])!r}" if head.startswith(b"#!") else ""
+    return f"command: {executable}{either}: {os.strerror(number).lower()}{_sandbox_hint(plan, number)}"
 
 
 def _sandbox_hint(plan: LaunchPlan, number: int) -> str:
@@ -138,16 +123,6 @@ def _is_file(path: str) -> bool:
         return stat.S_ISREG(os.stat(path).st_mode)
     except OSError:  # not there or not reachable: execvp(3) goes on to the next one too
         return False
-
-
-def _interpreter(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            head = file.read(_SHEBANG_MAX_BYTES)
-    except OSError:  # unreadable: then it has no interpreter that we could name
-        return ""
-    words = head.partition(b"\n")[0][2:].split(maxsplit=1)
-    return os.fsdecode(words[0]) if head.startswith(b"#!") and words else ""
 
 
 def _signal(number: int) -> str:
