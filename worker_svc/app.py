@@ -30,7 +30,7 @@ from worker_svc.output import OutputReader
 from worker_svc.policy import CommandPolicy, base_env
 from worker_svc.registration import Registration
 from worker_svc.security import Reloader, SecurityError, acceptance, scheduler_context, server_context
-from worker_svc.server import GrpcServer
+from worker_svc.server import GrpcServer, close_sockets, open_sockets
 from worker_svc.service import Identity, WorkerService
 from worker_svc.supervisor import crashpoints, statedir
 from worker_svc.supervisor.containment.kinship import Kinship
@@ -63,6 +63,7 @@ class StartError(Exception):
 
 def serve(config: Config, config_file: Path | None = None, *, file_is_named: bool = True) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit status. The file is the one that `config` was read from."""
+    _take_signals_as_usual()
     masker = Masker(config.access.secret_keys, show_arguments=config.access.show_arguments)
     try:
         log = set_up_log(config.log, masker)
@@ -71,18 +72,21 @@ def serve(config: Config, config_file: Path | None = None, *, file_is_named: boo
         return 1
     try:
         _check_start(config, config_file, log.events, is_named=file_is_named)
-        with _worker_lock(config.state.dir):
-            mended = startchecks.mend_state_dir(config.state.dir)
-            if mended:
-                log.events.warning("worker.mended", what=mended)
-            crashpoints.arm(str(config.state.dir), crashpoints.WORKER_FILE_NAME)
-            leave_no_core()
-            return asyncio.run(_Worker(config, log, masker).run())
+        leave_no_core()
+        return asyncio.run(_Worker(config, log, masker).run())
     except (StartError, SupervisorError, SecurityError, StoreError, OSError) as error:
         log.events.error("worker.failed", reason=str(error))
         return 1
     finally:
         log.close()
+
+
+def _take_signals_as_usual() -> None:
+    """Whatever whoever started us has blocked or ignored, which all processes inherit: SIGTERM must end us, also before
+    there is a loop, and without SIGCHLD how the supervisor ended could not be told."""
+    for number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 def _check_start(config: Config, config_file: Path | None, log: FilteringBoundLogger, *, is_named: bool) -> None:
@@ -99,6 +103,8 @@ def _check_start(config: Config, config_file: Path | None, log: FilteringBoundLo
 @contextmanager
 def _worker_lock(state_dir: Path) -> Iterator[None]:
     """Makes the state directory, and this process the only worker on it. Raises StartError."""
+    mask = os.umask(0o022)
+    os.umask(mask | 0o022)  # of the parents: else the next start would find that others can change them
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = LockFile(str(state_dir / statedir.WORKER_LOCK_NAME))
@@ -108,6 +114,8 @@ def _worker_lock(state_dir: Path) -> Iterator[None]:
         raise StartError(
             f"state.dir: {state_dir} is in use by another worker (pid {held.pid}): end that one, or set another"
         ) from None
+    finally:
+        os.umask(mask)
     try:
         yield
     finally:
@@ -128,8 +136,38 @@ class _Worker:
         """Of the latest doorbell: it can ring before the feed is there."""
 
     async def run(self) -> int:
+        """Serves, and leaves. What can fail for want of an address or a file comes before anything is made."""
         config = self._config
-        context = server_context(config.grpc_server)
+        context, calling = server_context(config.grpc_server), scheduler_context(config.scheduler)
+        sockets = await self._bind()
+        try:
+            with _worker_lock(config.state.dir):
+                mended = startchecks.mend_state_dir(config.state.dir)
+                if mended:
+                    self._log.warning("worker.mended", what=mended)
+                crashpoints.arm(str(config.state.dir), crashpoints.WORKER_FILE_NAME)
+                return await self._serve(sockets, context, calling)
+        finally:
+            close_sockets(config.grpc_server.addr, sockets)
+
+    async def _bind(self) -> list[socket.socket]:
+        """Raises StartError."""
+        config = self._config.grpc_server
+        sockets: list[socket.socket] = []
+        try:
+            sockets = await open_sockets(config.addr)
+            if config.addr.is_unix:
+                startchecks.check_unix_socket(Path(config.addr.unix_path), int(config.unix_mode or "0600", 8))
+        except OSError as error:
+            close_sockets(config.addr, sockets)
+            reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)
+            raise StartError(f"grpc_server.addr: {config.addr}: {reason}") from error
+        return sockets
+
+    async def _serve(
+        self, sockets: list[socket.socket], context: ssl.SSLContext | None, calling: ssl.SSLContext | None
+    ) -> int:
+        config = self._config
         link = SupervisorLink(
             config.state.dir,
             _settings(config),
@@ -168,18 +206,14 @@ class _Worker:
             identify=doorkeeper.rate_key,
             on_refused=audit.handshake_refused,
         )
-        try:
-            address = await self._listen(server, context)
-        except OSError as error:
-            reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)
-            raise StartError(f"grpc_server.addr: {config.grpc_server.addr}: {reason}") from error
+        address = server.serve(config.grpc_server.addr, sockets, context)
         asked = self._take_signals()  # before anybody is told that we serve
         reloader = self._start_reloading(server)
         self._log.info("worker.serving", address=str(address), version=__version__, worker=worker_id, pid=os.getpid())
         # Whatever start-up made is here to stay: to walk it again and again would be for nothing.
         gc.freeze()
         tasks = [asyncio.create_task(lasting) for lasting in (link.run(), self._feed.run(), transitions.run())]
-        tasks += self._start_registration(address)
+        tasks += self._start_registration(address, calling)
         status = await self._until_asked_to_leave(asked, tasks)
         self._log.info("worker.draining")
         await self._leave(server, tasks, transitions)
@@ -191,14 +225,6 @@ class _Worker:
         transitions.close()
         self._log.info("worker.left")
         return status
-
-    async def _listen(self, server: GrpcServer, context: ssl.SSLContext | None) -> Address:
-        """Raises OSError."""
-        config = self._config.grpc_server
-        address = await server.listen(config.addr, context)
-        if config.addr.is_unix:
-            startchecks.check_unix_socket(Path(config.addr.unix_path), int(config.unix_mode or "0600", 8))
-        return address
 
     def _start_reloading(self, server: GrpcServer) -> Reloader:
         """Certificates are read again when their files change, and on SIGHUP, as the log is opened anew."""
@@ -231,7 +257,7 @@ class _Worker:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
         return reloader
 
-    def _start_registration(self, address: Address) -> list[asyncio.Task[Any]]:
+    def _start_registration(self, address: Address, context: ssl.SSLContext | None) -> list[asyncio.Task[Any]]:
         scheduler = self._config.scheduler
         advertised = self._config.grpc_server.advertise_addr or address
         if advertised.is_unspecified:
@@ -245,7 +271,7 @@ class _Worker:
             host=scheduler.addr.host,
             port=scheduler.addr.port,
             unix_path=scheduler.addr.unix_path or None,
-            ssl_context=scheduler_context(scheduler),
+            ssl_context=context,
             server_name=scheduler.server_name,
             register_timeout_s=scheduler.register_timeout_s,
             backoff_initial_s=scheduler.backoff_initial_s,

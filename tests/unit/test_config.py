@@ -352,7 +352,6 @@ def test_automatic_slots(cpus: int, expected: int, monkeypatch: pytest.MonkeyPat
         ("127.8.9.1:1", Address("127.8.9.1", 1), True, False),
         ("localhost:0", Address("localhost", 0), True, False),
         ("[::1]:65535", Address("::1", 65535), True, False),
-        ("[::ffff:127.0.0.1]:1", Address("::ffff:127.0.0.1", 1), True, False),
         ("[fe80::1%eth0]:1", Address("fe80::1%eth0", 1), False, False),
         ("worker_1.example.org.:80", Address("worker_1.example.org.", 80), False, False),
         ("10.0.0.1:80", Address("10.0.0.1", 80), False, False),
@@ -367,6 +366,36 @@ def test_address(text: str, address: Address, loopback: bool, unspecified: bool)
     assert str(address) == text
     assert (address.is_loopback, address.is_unspecified) == (loopback, unspecified)
     assert address.is_unix == text.startswith("unix:")
+
+
+@pytest.mark.parametrize(
+    "text, meant, loopback",
+    [
+        ("[::ffff:127.0.0.1]:1", "127.0.0.1:1", True),
+        ("[0:0:0:0:0:ffff:7f00:2]:1", "127.0.0.2:1", True),
+        ("[::ffff:10.0.0.1]:1", "10.0.0.1:1", False),
+        ("[::ffff:0.0.0.0]:1", "0.0.0.0:1", False),
+        ("LocalHost.:1", "localhost:1", True),
+    ],
+)
+def test_other_ways_to_write_an_address(text: str, meant: str, loopback: bool) -> None:
+    address = Address.parse(text)
+    assert (str(address), address.is_loopback) == (meant, loopback)
+
+
+@pytest.mark.parametrize(
+    "text", ["[::1%lo]:1", "[::%1]:1", "[::ffff:127.0.0.1%lo]:1", "127.255.255.255:1", "127.1:1", "2130706433:1"]
+)
+def test_addresses_that_could_not_be_served(text: str) -> None:
+    with pytest.raises(ValueError, match=r"zone|broadcast|not an IPv4 address"):
+        Address.parse(text)
+
+
+@pytest.mark.parametrize(
+    "host", ["0x7f000001", "0x7f.1", "localhost.example.org", "ip6-localhost", "::127.0.0.1", "::ffff:0:127.0.0.1"]
+)
+def test_what_is_not_known_for_sure_to_be_this_machine_is_not_loopback(host: str) -> None:
+    assert not Address(host, 1).is_loopback
 
 
 def test_unix_address_in_the_form_of_a_url() -> None:

@@ -6,7 +6,7 @@ from that declaration.
 """
 
 from worker_svc.config.access_sections import AccessConfig, PolicyConfig
-from worker_svc.config.address import Address
+from worker_svc.config.address import LOCALHOST, Address
 from worker_svc.config.errors import ConfigError, Problem
 from worker_svc.config.limit_sections import LimitsConfig, SandboxConfig
 from worker_svc.config.load import (
@@ -45,6 +45,7 @@ from worker_svc.config.values import Variables
 __all__ = [
     "CONFIG_VARIABLE",
     "DEFAULT_FILE",
+    "LOCALHOST",
     "MAX_FILE_BYTES",
     "AccessConfig",
     "Address",

@@ -8,6 +8,8 @@ from typing import Self
 MAX_UNIX_PATH_BYTES = 107
 """What Linux's `sockaddr_un` holds, its final NUL not counted."""
 
+LOCALHOST = "localhost"
+_LOOPBACK_BROADCAST = "127.255.255.255"
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?", re.ASCII)
 _LOOKS_LIKE_IPV4 = re.compile(r"[0-9.]+", re.ASCII)
@@ -51,6 +53,9 @@ class Address:
             host = host[1:-1]
             if not _is_ip(host, 6):
                 raise ValueError("what is in the brackets is not an IPv6 address")
+            if "%" in host and not ipaddress.ip_address(host).is_link_local:
+                raise ValueError("only a link-local address (fe80::…) has a zone")
+            host = _without_mapping(host)
         elif ":" in host:
             raise ValueError("an IPv6 address goes in brackets, as in [::1]:50000")
         elif _LOOKS_LIKE_IPV4.fullmatch(host):
@@ -58,7 +63,9 @@ class Address:
                 raise ValueError("the host is not an IPv4 address")
         elif host and (len(host) > 253 or not _HOST_NAME.fullmatch(host)):
             raise ValueError("the host is not a host name")
-        return cls(host, int(port_text))
+        if host == _LOOPBACK_BROADCAST:
+            raise ValueError("a broadcast address cannot be connected to")
+        return cls(LOCALHOST if host.lower().rstrip(".") == LOCALHOST else host, int(port_text))
 
     @property
     def is_unix(self) -> bool:
@@ -67,7 +74,7 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it: `localhost`, 127.0.0.0/8, ::1, and any unix socket."""
-        if self.is_unix or self.host.lower().rstrip(".") == "localhost":
+        if self.is_unix or self.host == LOCALHOST:
             return True
         ip = _ip(self.host)
         return ip is not None and ip.is_loopback
@@ -88,11 +95,15 @@ class Address:
 
 def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        ip = ipaddress.ip_address(host)
+        return ipaddress.ip_address(host)
     except ValueError:
         return None
-    # Before 3.13 ipaddress does not see that ::ffff:127.0.0.1 is loopback.
-    return ip.ipv4_mapped or ip if isinstance(ip, ipaddress.IPv6Address) else ip
+
+
+def _without_mapping(host: str) -> str:
+    """::ffff:127.0.0.1 is 127.0.0.1 to all that ask what it is, and to a socket that is to serve IPv6 alone."""
+    mapped = ipaddress.IPv6Address(host).ipv4_mapped
+    return host if mapped is None else str(mapped)
 
 
 def _is_ip(host: str, version: int) -> bool:

@@ -217,7 +217,7 @@ class StartedIn(Kind[Path]):
         return _path(self, value) or _UNSET
 
     def resolve(self, value: Path, place: Place) -> Path:
-        return place.cwd if value is _UNSET else place.base / value
+        return _told(place.cwd if value is _UNSET else place.base / value)
 
 
 class StateDirectory(Kind[Path]):
@@ -230,7 +230,7 @@ class StateDirectory(Kind[Path]):
         return _path(self, value) or _UNSET
 
     def resolve(self, value: Path, place: Place) -> Path:
-        return _default_state_dir(place.environ) if value is _UNSET else place.base / value
+        return _told(_default_state_dir(place.environ) if value is _UNSET else place.base / value)
 
 
 def _default_state_dir(environ: Mapping[str, str]) -> Path:
@@ -248,6 +248,15 @@ def _default_state_dir(environ: Mapping[str, str]) -> Path:
         "no directory to keep state in: none of $STATE_DIRECTORY, $XDG_STATE_HOME and $HOME is set to an "
         "absolute path; set state.dir"
     )
+
+
+def _told(path: Path) -> Path:
+    """One that clients are told of, and jobs' records: gRPC, SQLite and JSON hold no bytes but UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise Invalid(f"{quote(str(path))} is not UTF-8, so that clients cannot be told of it: name another") from None
+    return path
 
 
 def _path(kind: Kind[Any], value: object) -> Path | None:
@@ -303,7 +312,7 @@ def _address(kind: Kind[Any], value: object) -> Address:
 def _resolve_address(address: Address, place: Place) -> Address:
     if not address.is_unix:
         return address
-    path = str(place.base / address.unix_path)
+    path = str(_told(place.base / address.unix_path))
     size = len(os.fsencode(path))
     if size > MAX_UNIX_PATH_BYTES:
         raise Invalid(f"the socket's path {show(path)} has {size} bytes; at most {MAX_UNIX_PATH_BYTES} are possible")

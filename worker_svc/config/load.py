@@ -1,5 +1,6 @@
 """From the file, the environment and flags to a `Config`; everything that is wrong is said at once."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +24,13 @@ MAX_FILE_BYTES = 1 << 20
 
 _VARIABLE_PREFIX = "WORKER_SVC_"
 _PAIR_COLUMNS = 40
+# What Kubernetes puts into each pod beside a Service called worker-svc, or worker-svc-SOMETHING, and Docker beside a
+# linked container of that name (kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
+_SERVICE_LINK = re.compile(
+    r"WORKER_SVC_(?:[A-Z0-9_]+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)",
+    re.ASCII,
+)
+_SERVICE_LINK_URL = re.compile(r"(?:tcp|udp|sctp)://.+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +196,12 @@ def _nearest_key(section: str, name: str) -> str:
     return f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
 
 
+def _is_service_link(name: str, text: str) -> bool:
+    """Whether a variable is nobody's who configures us, though its name begins as ours do."""
+    is_url = name.endswith("_PORT") and _SERVICE_LINK_URL.fullmatch(text) is not None
+    return is_url or _SERVICE_LINK.fullmatch(name) is not None
+
+
 class _Layers:
     """The values taken in so far, by key; a later layer overrides an earlier one."""
 
@@ -232,7 +246,7 @@ class _Layers:
             origin = _Origin("environment", name, self._outside)
             if key := known.get(name):
                 self._take_text(key, text, origin)
-            else:
+            elif not _is_service_link(name, text):
                 text = "unknown variable" + did_you_mean(name, [*known, CONFIG_VARIABLE])
                 self._report(origin.problem(Fault(text)))
 

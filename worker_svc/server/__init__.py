@@ -3,5 +3,6 @@ well.
 """
 
 from worker_svc.server.grpc_server import GrpcServer
+from worker_svc.server.listener import close_sockets, open_sockets
 
-__all__ = ["GrpcServer"]
+__all__ = ["GrpcServer", "close_sockets", "open_sockets"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
@@ -88,10 +89,16 @@ class GrpcServer(Server):
         return len(self._protocols)
 
     async def listen(self, address: Address, context: ssl.SSLContext | None) -> Address:
-        """Returns the address it listens on, with the real port. Raises OSError."""
-        sockets = await open_sockets(address)
+        """As `serve`, on sockets of its own. Raises OSError."""
+        return self.serve(address, await open_sockets(address), context)
+
+    def serve(self, address: Address, sockets: list[socket.socket], context: ssl.SSLContext | None) -> Address:
+        """Takes over the sockets, which are of `open_sockets`. Returns the address, with the real port."""
+        port = 0 if address.is_unix else sockets[0].getsockname()[1]
+        taken = list(sockets)
+        sockets.clear()
         self._listener = Listener(
-            sockets,
+            taken,
             context,
             self._admission,
             self._shared.turns,
@@ -103,7 +110,7 @@ class GrpcServer(Server):
         if address.is_unix:
             self._unix_path = address.unix_path
             return address
-        return Address(host=address.host, port=sockets[0].getsockname()[1])
+        return Address(host=address.host, port=port)
 
     def use_context(self, context: ssl.SSLContext | None, accepts: Callable[[ssl.SSLObject], bool]) -> int:
         """For connections from now on. Those that are open live on if `accepts` says so; else they take no new calls,

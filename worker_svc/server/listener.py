@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from worker_svc.config import Address
+from worker_svc.config import LOCALHOST, Address
 from worker_svc.server.protocol import ServerProtocol
 from worker_svc.server.rates import Admission
 from worker_svc.server.turns import Turns
@@ -63,7 +63,6 @@ class Listener:
 
     def start(self) -> None:
         for listening in self.sockets:
-            listening.listen(_BACKLOG)
             self._loop.add_reader(listening.fileno(), self._accept, listening)
 
     def close(self) -> None:
@@ -151,11 +150,18 @@ def peer_of(accepted: socket.socket, address: object) -> str:
 
 
 async def open_sockets(address: Address) -> list[socket.socket]:
-    """Bound, not yet listening; all with one port. Raises OSError."""
+    """All with one port. They listen: else two processes could have the same, and whoever finds nobody at a unix socket
+    takes it. Raises OSError."""
     if address.is_unix:
         return [await _unix_socket(address.unix_path)]
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    # What this name leads to is not left to a resolver: it serves without TLS because nobody else can reach it.
+    hosts = ("127.0.0.1", "::1") if address.host == LOCALHOST else (address.host or None,)
+    found = [
+        place
+        for host in hosts
+        for place in await loop.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    ]
     sockets: list[socket.socket] = []
     port = address.port
     failure: OSError | None = None
@@ -179,6 +185,14 @@ async def open_sockets(address: Address) -> list[socket.socket]:
     return sockets
 
 
+def close_sockets(address: Address, sockets: list[socket.socket]) -> None:
+    """Of `open_sockets`, where nothing became of them."""
+    for bound in sockets:
+        bound.close()
+        if address.is_unix:
+            Path(address.unix_path).unlink(missing_ok=True)
+
+
 def _bind(family: int, kind: int, protocol: int, place: tuple[object, ...]) -> socket.socket:
     bound = socket.socket(family, kind, protocol)
     try:
@@ -186,6 +200,7 @@ def _bind(family: int, kind: int, protocol: int, place: tuple[object, ...]) -> s
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         bound.bind(place)
+        bound.listen(_BACKLOG)
         bound.setblocking(False)
     except OSError as error:
         bound.close()
@@ -205,6 +220,7 @@ async def _unix_socket(path: str) -> socket.socket:
             bound.bind(path)
         finally:
             os.umask(mask)
+        bound.listen(_BACKLOG)
         bound.setblocking(False)
     except BaseException:
         bound.close()

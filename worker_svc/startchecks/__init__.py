@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from worker_svc.config import Config
 from worker_svc.startchecks.own_jobs import what_jobs_can_do
 from worker_svc.startchecks.policy_files import dangers_to_policy
+from worker_svc.startchecks.state_dir import problems_of
 from worker_svc.startchecks.trust import Danger, Who, is_others, who_else_can_replace
 
 _GROUP_OR_OTHERS: Final = 0o077
@@ -29,7 +30,7 @@ def check(config: Config, config_file: Path | None, *, is_named: bool) -> list[F
         _check_address(config),
         check_tls_files(config),
         _check_unix_path(config),
-        _check_state_dir(config.state.dir),
+        _check_state_dir(config, config_file),
         _check_log(config.log.file),
         _check_policy(config),
         _check_own_jobs(config),
@@ -144,15 +145,10 @@ def check_unix_socket(path: Path, mode: int) -> None:
         raise PermissionError(f"{path}: is not the socket that was made there, or not with mode {mode:04o}")
 
 
-def _check_state_dir(state_dir: Path) -> Iterator[Finding]:
-    found = _stat(state_dir)
-    if found is not None and found.st_uid != os.geteuid():
-        yield Finding(
-            True,
-            f"state.dir: {state_dir}: belongs to user {found.st_uid}, who could change what jobs run: "
-            f"chown -R {os.geteuid()} {_quote(state_dir)}, or set another",
-        )
-    for danger in who_else_can_replace(state_dir, leaf=False):
+def _check_state_dir(config: Config, config_file: Path | None) -> Iterator[Finding]:
+    for text in problems_of(config, config_file):
+        yield Finding(True, f"state.dir: {text}")
+    for danger in who_else_can_replace(config.state.dir, leaf=False):
         yield _finding(danger, "state.dir", "what jobs run")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import closing
 from typing import Final
 
 from worker_svc import frames
@@ -24,6 +25,8 @@ _BEFORE_A_STORE: Final = frozenset(
     }
 )  # fmt: skip
 _SHOWN: Final = 3
+# https://sqlite.org/fileformat.html
+_MAGIC: Final = b"SQLite format 3\0"
 
 
 def has_store(state_dir: str) -> bool:
@@ -54,25 +57,23 @@ def foreign_names(state_dir: str) -> list[str]:
 
 
 def shown(names: list[str]) -> str:
+    """At most a few, safe to print."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return ", ".join(map(ascii, names[:_SHOWN])) + more
 
 
 def _what_is_not_ours(path: str) -> str:
-    if not os.path.isfile(path) or os.path.islink(path):
+    if not os.path.isfile(path):
         return f"{path}: is no file: another program's? Name another state directory"
+    with open(path, "rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            return f"{path}: is no database (any more): put it back from a copy, or name another state directory"
     try:
         # Immutable: without locks, and without looking at what a worker that runs has yet to write into it.
-        db = sqlite3.connect(uri_of(path, "mode=ro&immutable=1"), uri=True)
-        try:
+        with closing(sqlite3.connect(uri_of(path, "mode=ro&immutable=1"), uri=True)) as db:
             tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        finally:
-            db.close()
-    except sqlite3.DatabaseError as error:
-        # All other errors can pass, and are told where it is opened for good.
-        if error.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
-            return ""
-        return f"{path}: is no database (any more): put it back from a copy, or move it away with all that is beside it"
+    except sqlite3.Error:
+        return ""  # it may pass, and is told where the store is opened for good
     # Without any the store was just made: they are in the write-ahead log, or the first start ended half-way.
     if not tables or tables >= {"meta", "jobs", "events"}:
         return ""
@@ -81,6 +82,6 @@ def _what_is_not_ours(path: str) -> str:
 
 def _size(path: str) -> int:
     try:
-        return os.lstat(path).st_size
+        return os.stat(path).st_size
     except FileNotFoundError:
         return 0
