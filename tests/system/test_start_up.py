@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,6 @@ from tests.system.test_worker import failure_of
 from worker_svc.supervisor.statedir import SUPERVISOR_LOCK_NAME
 from worker_svc.supervisor.store import STORE_NAME
 
-Make = Callable[[Path], object]
-
-
-def database(path: Path) -> None:
-    db = sqlite3.connect(path / STORE_NAME)
-    db.execute("CREATE TABLE jobs (theirs)")
-    db.commit()
-    db.close()
-
-
 # Directories that are not ours
 
 
@@ -39,29 +30,33 @@ def looked_at(folder: Path) -> list[object]:
     return [(str(path), tuple(path.lstat())[:7], path.lstat().st_mtime_ns) for path in found]
 
 
-FOREIGN: dict[str, tuple[Make, str]] = {
-    "with a file": (lambda path: (path / "passwd").touch(), "not empty ('passwd')"),
-    "with a name to be careful with": (lambda path: (path / "\x1b[2J").touch(), r"not empty ('\x1b[2J')"),
-    "with much": (lambda path: [(path / f"{n}").touch() for n in range(9)], "('0', '1', '2' and 6 more)"),
-    "for all": (lambda path: path.chmod(0o1777), "is there for all users (mode 1777)"),
-    "with a file, for all": (lambda path: [(path / "x").touch(), path.chmod(0o1777)], "not empty ('x')"),
-    "with another's database": (database, f"{STORE_NAME}: is another program's database"),
-    "with another's file": (lambda path: (path / STORE_NAME).write_text("x"), "is no database (any more)"),
-    "with another's folder": (lambda path: (path / STORE_NAME).mkdir(), f"{STORE_NAME}: is no file"),
-    "with a log and a file": (lambda path: [(path / "supervisor.log").touch(), (path / "x").touch()], "('x')"),
-    "a file": (lambda path: [path.rmdir(), path.touch()], "is no directory"),
-    "below a file": (lambda path: [path.rmdir(), path.parent.rmdir(), path.parent.touch()], "is no directory"),
-    "a link to nothing": (lambda path: [path.rmdir(), path.symlink_to("gone")], "is a link to gone"),
-    "a link to a foreign one": (lambda path: [path.rmdir(), path.symlink_to("/etc")], "is no state directory"),
+# How it is made of an empty one, in the directory that has it, and what is said of it.
+FOREIGN = {
+    "with a file": ("touch state/passwd", "not empty ('passwd')"),
+    "with a name to be careful with": (r"touch state/$'\e[2J'", r"not empty ('\x1b[2J')"),
+    "with much": ("touch state/{0..8}", "('0', '1', '2' and 6 more)"),
+    "for all": ("chmod 1777 state", "is there for all users (mode 1777)"),
+    "with a file, for all": ("touch state/x; chmod 1777 state", "not empty ('x')"),
+    "with another's database": (f"cp other.sqlite3 state/{STORE_NAME}", "is another program's database"),
+    "with another's file": (f"echo x >state/{STORE_NAME}", "is no database (any more)"),
+    "with another's folder": (f"mkdir state/{STORE_NAME}", "is no file"),
+    "with a log and a file": ("touch state/supervisor.log state/x", "not empty ('x')"),
+    "a file": ("rmdir state; touch state", "is no directory"),
+    "below a file": ("rmdir state; cd ..; rmdir over; touch over", "is no directory"),
+    "a link to nothing": ("rmdir state; ln -s gone state", "is a link to gone"),
+    "a link to a foreign one": ("rmdir state; ln -s /etc state", "is no state directory"),
 }
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_a_directory_that_is_not_ours_is_left_alone(tmp_path: Path, kind: str) -> None:
-    make, told = FOREIGN[kind]
+    script, told = FOREIGN[kind]
     state = tmp_path / "over" / "state"
     state.mkdir(parents=True, mode=0o755)
-    make(state)
+    if "other.sqlite3" in script:
+        with closing(sqlite3.connect(tmp_path / "over" / "other.sqlite3")) as db, db:
+            db.execute("CREATE TABLE jobs (theirs)")
+    subprocess.run(["bash", "-c", script], cwd=tmp_path / "over", check=True)
     before = looked_at(tmp_path / "over")
     (tmp_path / "log").mkdir()
     worker = Worker(tmp_path / "log", state_dir=state)
@@ -76,19 +71,15 @@ def test_a_directory_that_is_not_ours_is_left_alone(tmp_path: Path, kind: str) -
     assert looked_at(tmp_path / "over") == before
 
 
-OURS: dict[str, Make] = {
-    "empty": lambda path: None,
-    "empty, of others": lambda path: path.chmod(0o777),
-    "not there": lambda path: path.rmdir(),
-    "nor what is above": lambda path: [path.rmdir(), path.parent.rmdir()],
-    "a link to an empty one": lambda path: [path.rename(path.parent / "real"), path.symlink_to("real")],
-    "the top of a disk": lambda path: (path / "lost+found").mkdir(),
-    "left half-way": lambda path: [
-        (path / "output").mkdir(),
-        (path / "worker.lock").touch(),
-        (path / STORE_NAME).touch(),
-    ],
-    "with the log": lambda path: (path / "worker.log").touch(),
+OURS = {
+    "empty": "true",
+    "empty, of others": "chmod 777 state",
+    "not there": "rmdir state",
+    "nor what is above": "rmdir state; cd ..; rmdir over",
+    "a link to an empty one": "mv state real; ln -s real state",
+    "the top of a disk": "mkdir state/lost+found",
+    "left half-way": f"mkdir state/output; touch state/worker.lock state/supervisor.lock state/{STORE_NAME}",
+    "with the log": "touch state/worker.log",
 }
 
 
@@ -96,7 +87,7 @@ OURS: dict[str, Make] = {
 def test_a_directory_that_can_be_ours(tmp_path: Path, kind: str) -> None:
     state = tmp_path / "over" / "state"
     state.mkdir(parents=True, mode=0o700)
-    OURS[kind](state)
+    subprocess.run(["bash", "-c", OURS[kind]], cwd=tmp_path / "over", check=True)
     worker = Worker(tmp_path, state_dir=state)
     if kind == "with the log":
         worker.log_path = state / "worker.log"
@@ -166,7 +157,8 @@ def test_an_address_that_is_taken(tmp_path: Path, take: Callable[[Path], tuple[s
 )
 def test_what_else_keeps_it_from_serving(tmp_path: Path, key: str, value: str) -> None:
     keys = {"GRPC_SERVER_INSECURE": "true", "SCHEDULER_USE_TLS": "true", key: value.format(tmp_path)}
-    worker = Worker(tmp_path, **{"SCHEDULER_ADDR": "127.0.0.1:1", **keys})
+    worker = Worker(tmp_path)
+    worker.keys |= {"SCHEDULER_ADDR": "127.0.0.1:1", **keys}
     failure_of(worker)
     assert not worker.path.exists()
 

@@ -20,7 +20,8 @@ _WAL_NAME: Final = f"{STORE_NAME}-wal"
 _BEFORE_A_STORE: Final = frozenset(
     {
         SUPERVISOR_LOCK_NAME, WORKER_LOCK_NAME, OUTPUT_NAME, STORE_NAME, f"{STORE_NAME}-journal",
-        frames.SUPERVISOR_LOG_NAME, frames.SOCKET_NAME, crashpoints.FILE_NAME, crashpoints.WORKER_FILE_NAME,
+        frames.SUPERVISOR_LOG_NAME, frames.SOCKET_NAME, frames.KEY_NAME, f"{frames.KEY_NAME}.new",
+        crashpoints.FILE_NAME, crashpoints.WORKER_FILE_NAME,
         crashpoints.REACHED_NAME, "lost+found",
     }
 )  # fmt: skip
