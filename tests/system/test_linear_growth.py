@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import pytest
 
-from tests.support.peers import Peer
+from tests.support.peers import Peer, Peers
+from tests.support.secured import tls_keys
 from tests.support.workers import Worker
 from worker_svc.access import RPCS
 
@@ -23,7 +24,7 @@ GROWTH: Final = 10
 RATIO_MAX: Final = 20
 HOSTILE: Final = (
     "\\", ":\\", "a=", "=", "a:", "'", '"', "password='\"", '"password":\\"', '"password":[', "://u:", "@", "a@", ":@",
-    "--password ", "\t", "\n", "-", "9", "/..", "*a", "(", "é",
+    "--password ", "\t", "\n", "-", "9", "/..", "/a", "/a/b", "a/", "*a", "(", "é",
 )  # fmt: skip
 
 Way = tuple[str, ...]
@@ -111,3 +112,33 @@ def test_of_requests_and_of_what_is_told_of_them(worker: Worker, clients: dict[s
                         peer.wait(job.job_id)
 
             assert_linear(worker, ask, f"{method}.{'.'.join(path)}: {part!r}")
+
+
+RULES: Final = (
+    '{ allow_commands = ["/usr/**", "/bin/**", "/opt/**/bin/**/tool"], deny_commands = ["/**/a/**/b"], '
+    'script_roots = ["/opt"], allow_cwd = ["/"], deny_args = ["--evil"], '
+    'allow_env = ["PATH", "JOB_*_*_X"], deny_env = ["*_SECRET_*"] }'
+)
+
+
+def test_of_starts_that_a_policy_judges(tmp_path: Path, peers: Peers) -> None:
+    with (
+        Worker(tmp_path, **tls_keys(peers.certs), POLICY_ALL=RULES) as worker,
+        peers.connect(worker.address, "red") as caller,
+    ):
+        message = caller.messages.StartJobReq
+        ways = [({"command": "true"}, way) for way in text_fields(message.DESCRIPTOR)]
+        ways += [({"command": "true", "path": "x"}, ("cwd",)), ({"command": "sh"}, ("path",))]
+        for fields, way in ways:
+            for part in HOSTILE:
+
+                def ask(length: int, part: str = part, way: Way = way, fields: dict[str, Any] = fields) -> None:
+                    caller.call_with("StartJob", filled(fields, message, way, part * (length // len(part))))
+
+                assert_linear(worker, ask, f"{'.'.join(way)}: {part!r}")
+        for part in (":", "a:", "/a/b:"):  # the directories that a program is looked for in
+
+            def look(length: int, part: str = part) -> None:
+                caller.call("StartJob", command="tool", env={"PATH": part * (length // len(part))}, cwd="/")
+
+            assert_linear(worker, look, f"PATH: {part!r}")

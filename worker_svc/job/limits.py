@@ -18,7 +18,8 @@ CPU_NUMBER_MAX: Final = 8191
 PATHS_MAX: Final = 256
 GROUPS_MAX: Final = 1024
 _NAME_MAX_BYTES: Final = 256
-_PATH_MAX_BYTES: Final = 4095
+# PATH_MAX of limits.h without its NUL: the kernel takes no longer path.
+PATH_MAX_BYTES: Final = 4095
 
 
 class ProcessLimits(NamedTuple):
@@ -124,8 +125,8 @@ class Sandbox(NamedTuple):
                     raise InvalidArgument(field, f"must be absolute paths, which entry {index} is not")
                 if "\0" in path:
                     raise InvalidArgument(field, "must not contain a NUL character")
-                if len(path.encode("utf-8", "surrogateescape")) > _PATH_MAX_BYTES:
-                    raise InvalidArgument(field, f"must be at most {_PATH_MAX_BYTES} bytes each")
+                if len(path.encode("utf-8", "surrogateescape")) > PATH_MAX_BYTES:
+                    raise InvalidArgument(field, f"must be at most {PATH_MAX_BYTES} bytes each")
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object of the fields that are not at their defaults."""

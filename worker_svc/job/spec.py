@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from worker_svc.job.cgroup_limits import CgroupLimits
 from worker_svc.job.errors import InvalidArgument
-from worker_svc.job.limits import Identity, ProcessLimits, Sandbox
+from worker_svc.job.limits import PATH_MAX_BYTES, Identity, ProcessLimits, Sandbox
 from worker_svc.job.secrets import NO_SECRETS
 from worker_svc.job.texts import name_of
 
@@ -125,8 +125,9 @@ class JobSpec(NamedTuple):
         `secret_env`."""
         if not self.command:
             raise InvalidArgument("command", "must not be empty: name a program, such as bash")
-        for field, text in (("command", self.command), ("path", self.path), ("cwd", self.cwd)):
-            _check_string(field, text)
+        _check_string("path", self.path)
+        for field, text in (("command", self.command), ("cwd", self.cwd)):
+            _check_string(field, text, PATH_MAX_BYTES)
         if len(self.args) > ARGS_MAX:
             raise InvalidArgument("args", f"must be at most {ARGS_MAX}, not {len(self.args)}")
         for index, text in enumerate(self.args):
@@ -190,12 +191,12 @@ _KINDS: Final[dict[str, Callable[[Any], Any]]] = {
 }
 
 
-def _check_string(field: str, text: str) -> None:
+def _check_string(field: str, text: str, most_bytes: int = ARG_MAX_BYTES) -> None:
     if "\0" in text:
         raise InvalidArgument(field, "must not contain a NUL character")
     size = len(text.encode())
-    if size > ARG_MAX_BYTES:
-        raise InvalidArgument(field, f"must be at most {ARG_MAX_BYTES} bytes, not {size}")
+    if size > most_bytes:
+        raise InvalidArgument(field, f"must be at most {most_bytes} bytes, not {size}")
 
 
 def _check_secret_names(spec: JobSpec) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from worker_svc.job import CheckedFile
-from worker_svc.supervisor.spawn.plan import PATH_FALLBACK
+from worker_svc.job import CheckedFile, name_of
+from worker_svc.job.limits import PATH_MAX_BYTES
+from worker_svc.supervisor.spawn.plan import PATH_FALLBACK, search_folders
 
 
 class Found(NamedTuple):
@@ -42,8 +43,8 @@ def find_command(command: str, search: str | None, cwd: str) -> Found:
     if "/" in command:
         return _find(command, cwd, _program_problem)
     unusable: Found | None = None
-    for folder in (PATH_FALLBACK if search is None else search).split(":"):
-        found = _find(os.path.join(folder or ".", command), cwd, _program_problem)
+    for folder in search_folders(PATH_FALLBACK if search is None else search):
+        found = _find(os.path.join(folder, command), cwd, _program_problem)
         if not found.problem:
             return found
         if unusable is None and found.inode:
@@ -73,6 +74,8 @@ def read_kind(found: Found) -> Found:
 
 def _find(path: str, cwd: str, problem_of: Callable[[os.stat_result], str]) -> Found:
     whole = os.path.join(cwd or "/", path)
+    if len(os.fsencode(whole)) > PATH_MAX_BYTES:  # to walk through it would be work for nothing
+        return Found(name_of(whole), "", problem="is no path: it is too long")
     try:
         named = os.path.join(os.path.realpath(os.path.dirname(whole)), os.path.basename(whole))
         with _opened(whole) as fd:

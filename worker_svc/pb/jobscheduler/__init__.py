@@ -134,7 +134,7 @@ class OutputStream(betterproto.Enum):
 class StartJobReq(betterproto.Message):
     command: str = betterproto.string_field(1)
     """
-    What to execute: a path, or a name looked up in the job's PATH. Required.
+    What to execute: a path, or a name looked up in the job's PATH (1024 directories at most). Required.
     """
 
     path: str = betterproto.string_field(2)

@@ -15,6 +15,7 @@ from worker_svc.job.spec import CheckedFile
 from worker_svc.supervisor.journal import note
 
 PATH_FALLBACK: Final = "/usr/local/bin:/usr/bin:/bin"
+_SEARCH_FOLDERS_MAX: Final = 1024
 _NO_PIDFD: Final = b"\xff\xff\xff\xff"
 
 
@@ -180,8 +181,13 @@ def candidates_of(plan: LaunchPlan) -> list[str]:
     if "/" in command:
         return [command]
     search = plan.env.get("PATH", PATH_FALLBACK)
+    return [os.path.join(plan.cwd, folder, command) for folder in search_folders(search)]
+
+
+def search_folders(search: str) -> list[str]:
+    """Where a program is looked for, each once, and so many at most: a PATH can be as long as any variable."""
     # An empty entry is the current directory, which is the job's.
-    return [os.path.join(plan.cwd, folder or ".", command) for folder in search.split(":")]
+    return [folder or "." for folder in dict.fromkeys(search.split(":"))][:_SEARCH_FOLDERS_MAX]
 
 
 def start_ticks_of(pid: int) -> int | None:
