@@ -45,7 +45,15 @@ def test_a_closed_standard_input_is_an_empty_one(worker: Worker) -> None:
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
     "command, status",
-    [("start true", 1), ("list --json", 1), ("list --help", 1), ("logs {}", 1), ("run echo x", 125)],
+    [
+        ("list --json", 1),
+        ("list --help", 1),
+        ("--help", 1),
+        ("--version", 1),
+        ("query {}", 1),
+        ("logs {}", 1),
+        ("run echo x", 125),
+    ],
 )
 def test_a_full_standard_output(worker: Worker, command: str, status: int, unbuffered: str) -> None:
     job_id = shell(worker, "$W start echo x").stdout.decode().strip()
@@ -56,6 +64,21 @@ def test_a_full_standard_output(worker: Worker, command: str, status: int, unbuf
         status,
         f"worker-svc: {name}: standard output: No space left on device\n",
     )
+
+
+def test_a_job_whose_id_cannot_be_written_is_named(worker: Worker) -> None:
+    done = shell(worker, "$W start --id named true >/dev/full")
+    said = "worker-svc: start: job named was started; standard output: No space left on device\n"
+    assert (done.returncode, done.stderr.decode()) == (1, said)
+
+
+@pytest.mark.parametrize(
+    "command, status",
+    [("run --separate-stderr bash -c 'echo x >&2'", 125), ("run bash -c 'exit 3'", 3), ("list --label no=such", 1)],
+)
+def test_a_full_standard_error(worker: Worker, command: str, status: int) -> None:
+    """Where nothing can be said, the status tells."""
+    assert shell(worker, f"$W {command} 2>/dev/full").returncode == status
 
 
 def test_a_job_of_run_does_not_outlive_a_full_output(worker: Worker) -> None:

@@ -228,6 +228,18 @@ def test_the_table() -> None:
     assert max(map(len, job_table(jobs, now=NOW, width=55))) == 55
 
 
+def test_a_paused_job_shows_as_one_and_the_table_has_room_for_it() -> None:
+    paused = Job(job_id="p", state=JobState(JobState.RUNNING), paused=True, spec=JobSpec(command="a"))
+    running = Job(job_id="r", state=JobState(JobState.RUNNING), spec=JobSpec(command="b"))
+    ended = finished("e", Outcome.STOPPED, paused=True)
+    assert job_table([paused, running], now=NOW, width=None) == [
+        "ID  STATUS            EXIT  STARTED  WALL  COMMAND",
+        "p   running (paused)  -     -        -     a",
+        "r   running           -     -        -     b",
+    ]
+    assert [status_line(job) for job in (paused, running, ended)] == ["running (paused)", "running", "stopped"]
+
+
 def test_the_block() -> None:
     job = finished("a", Outcome.FAILED, exit_code=3, error_text="exit status 3", pid=7, peak_memory_bytes=2**20)
     job.spec.env = {"TOKEN": "secret"}
@@ -484,6 +496,21 @@ def test_query(worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[s
     assert json.loads(capsys.readouterr().out)["exit_code"] == 3
     assert main(["query", "b"]) == 1
     assert capsys.readouterr().err == "worker-svc: query: job not found\n"
+
+
+def test_list_of_paused_jobs(worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    running = JobState(JobState.RUNNING)
+    worker.jobs = {name: Job(job_id=name, state=running, paused=name in "bd") for name in "abcd"}
+    assert main(["list", "--state", "paused", "--limit", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert [line[0] for line in out.splitlines()] == ["I", "b"]
+    assert "--limit 10" in err
+    assert worker.took(ListJobsReq)[-1].states == [JobState.RUNNING]
+    assert main(["list", "--state", "paused", "--state", "running"]) == 0
+    assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["I", "a", "b", "c", "d"]
+    worker.jobs["e"] = finished("e", Outcome.SUCCEEDED)
+    assert main(["list", "--state", "paused", "--state", "finished"]) == 0
+    assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["I", "b", "d", "e"]
 
 
 def test_list(worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Final, NoReturn
 
 from worker_svc import __version__
 from worker_svc.cli.command import AGENT_FAILED_STATUS, CANCELLED_STATUS, FAILED_STATUS, Failure
-from worker_svc.cli.console import CannotWrite, complain, give_up_output, own_streams
+from worker_svc.cli.console import CannotWrite, complain, give_up_output, own_streams, what_was_lost
 
 _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "serve": ("serve", "run the worker"),
@@ -41,18 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         own_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] not in _COMMANDS:
-        _refuse(arguments)
-    name, rest = arguments[0], arguments[1:]
-    command = import_module(f"worker_svc.cli.{_COMMANDS[name][0]}")
+    name = arguments[0] if arguments else ""
+    failed_status = AGENT_FAILED_STATUS if name == "run" else FAILED_STATUS
     try:
         try:
-            status: int = command.main(f"worker-svc {name}", rest)
+            status = _run(name, arguments)
+        except Failure as failure:
+            complain(name, str(failure), failure.hint)
+            status = failure.status
         finally:
             sys.stdout.flush()
-    except Failure as failure:
-        complain(name, str(failure), failure.hint)
-        return failure.status
     except KeyboardInterrupt:
         return CANCELLED_STATUS
     except BrokenPipeError:
@@ -61,7 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CannotWrite as error:
         give_up_output()
         complain(name, f"standard output: {error.strerror}")
-        return AGENT_FAILED_STATUS if name == "run" else FAILED_STATUS
+        return failed_status
+    if status == 0 and what_was_lost(sys.stderr.buffer) is not None:
+        return failed_status  # of what was to be said there, the one thing that can be
+    return status
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    if name not in _COMMANDS:
+        _refuse(arguments)
+    command = import_module(f"worker_svc.cli.{_COMMANDS[name][0]}")
+    status: int = command.main(f"worker-svc {name}", arguments[1:])
     return status
 
 

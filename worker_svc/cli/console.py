@@ -6,7 +6,7 @@ import io
 import os
 import select
 import sys
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from worker_svc import stdio
 from worker_svc.printable import printable
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 class CannotWrite(OSError):
-    """Standard output takes no more: its disk is full, say. (That nobody reads it is a BrokenPipeError.)"""
+    """Standard output, or error where a job's is written to it, takes no more: its disk is full, say. (That nobody
+    reads it is a BrokenPipeError.)"""
 
 
 def say(text: str) -> None:
@@ -40,6 +41,8 @@ class _Whole(io.RawIOBase):
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self.lost: OSError | None = None
+        """Why not all that was written to standard error is there: there is nowhere left to say so."""
 
     def fileno(self) -> int:
         return self._fd
@@ -61,9 +64,11 @@ class _Whole(io.RawIOBase):
             except BrokenPipeError:
                 raise
             except OSError as error:
-                if self._fd == 2:  # there is nowhere left to say so
+                cannot = CannotWrite(error.errno, error.strerror)
+                if self._fd == 2:
+                    self.lost = cannot
                     break
-                raise CannotWrite(error.errno, error.strerror) from error
+                raise cannot from error
         return size
 
 
@@ -79,6 +84,13 @@ def own_streams() -> None:
         buffered = io.BufferedWriter(_Whole(fd))
         stream = io.TextIOWrapper(buffered, encoding, "backslashreplace", line_buffering=fd == 2 or buffered.isatty())
         setattr(sys, name, stream)
+
+
+def what_was_lost(stream: IO[bytes]) -> OSError | None:
+    """Why what was written to standard error is not there, as far as the command can help it: whoever closed it wanted
+    none of it."""
+    raw = getattr(stream, "raw", None)
+    return raw.lost if isinstance(raw, _Whole) else None
 
 
 def give_up_output() -> None:

@@ -39,7 +39,8 @@ def main(prog: str, argv: Sequence[str]) -> int:
         type=_state,
         action="append",
         default=[],
-        help="only jobs in this state, repeatable: queued, starting, running, stopping, finished",
+        help="only jobs in this state, repeatable: queued, starting, running, stopping, finished; or, of the running "
+        "ones, those that are paused",
     )
     parser.add_argument(
         "--label",
@@ -61,11 +62,13 @@ def main(prog: str, argv: Sequence[str]) -> int:
     return with_worker(arguments, lambda client: _list(client, arguments))
 
 
-def _state(text: str) -> JobState:
+def _state(text: str) -> JobState | None:
+    """None: paused, which is no state of its own."""
+    if text.lower() == "paused":
+        return None
     state = JobState.__members__.get(text.upper())
     if state in (None, JobState.NEW):
-        raise argparse.ArgumentTypeError("must be queued, starting, running, stopping or finished")
-    assert state is not None
+        raise argparse.ArgumentTypeError("must be queued, starting, running, stopping, finished or paused")
     return state
 
 
@@ -81,14 +84,17 @@ async def _fetch(client: WorkerClient, arguments: argparse.Namespace) -> tuple[l
     """The jobs asked for, and whether there are more."""
     limit: int = arguments.limit
     jobs: list[Job] = []
+    running_only_paused = None in arguments.state and JobState.RUNNING not in arguments.state
     listing = client.list(
-        states=arguments.state,
+        states=[JobState.RUNNING if state is None else state for state in arguments.state],
         labels=dict(arguments.label),
         page_size=min(limit + 1, _PAGE_MAX) if limit else _PAGE_MAX,
         deadline_s=ANSWER_DEADLINE_S,
     )
     async with aclosing(listing):
         async for job in listing:
+            if running_only_paused and job.state == JobState.RUNNING and not job.paused:
+                continue
             if limit and len(jobs) == limit:
                 return jobs, True
             jobs.append(job)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import AsyncIterator
 from typing import IO, TYPE_CHECKING
 
-from worker_svc.cli.console import complain
+from worker_svc.cli.console import complain, what_was_lost
 from worker_svc.cli.render import human_size
 
 if TYPE_CHECKING:
@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
 
 def write(target: IO[bytes], data: bytes) -> None:
-    """At once and whole; BrokenPipeError when nobody reads any more."""
+    """At once and whole; BrokenPipeError when nobody reads any more, CannotWrite when it is lost."""
     target.write(data)
     target.flush()
+    lost = what_was_lost(target)
+    if lost is not None:
+        raise lost
 
 
 def gap_text(chunk: OutputChunk) -> str:

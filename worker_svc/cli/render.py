@@ -75,9 +75,10 @@ def command_line(spec: JobSpec) -> str:
 
 
 def status_word(job: Job) -> str:
-    """`running`; of a finished job how it ended: `failed`, `timed out`."""
+    """`running`, `running (paused)`; of a finished job how it ended: `failed`, `timed out`."""
     name = job.outcome.name if job.outcome else job.state.name
-    return (name or f"unknown ({int(job.state)})").lower().replace("_", " ")
+    word = (name or f"unknown ({int(job.state)})").lower().replace("_", " ")
+    return f"{word} (paused)" if job.paused and not job.outcome else word
 
 
 def exit_word(job: Job) -> str:
@@ -158,7 +159,7 @@ def status_line(job: Job) -> str:
     """`running`, `running (paused)`, `succeeded`, `failed: exit status 3`, `timed out after 5 s (…)`."""
     word, text = status_word(job), job.error_text
     if not job.outcome or not text:
-        return f"{word} (paused)" if job.paused and not job.outcome else word
+        return word
     if text.startswith(word):
         return text
     # "signaled: signal: killed" says it twice.
