@@ -563,3 +563,16 @@ async def test_what_a_job_finds_in_its_environment(worker: Worker, client: Worke
         "WORKER_STATE_ID": (await client.worker()).worker_id,
     }
     assert state_of(pid) == "S"
+
+
+@pytest.mark.parametrize("keys, seen", [({}, "0031"), ({"LIMITS_UMASK": "0077"}, "0077")])
+async def test_the_umask_of_a_job_that_asks_for_none(tmp_path: Path, keys: dict[str, str], seen: str) -> None:
+    """The worker's own; or its configuration's."""
+    worker = a_worker(tmp_path, **keys)
+    worker.run_as = ["sh", "-c", 'umask 0031; exec "$@"', "sh"]
+    with worker:
+        async with worker.client() as client:
+            for limits, expected in ((None, seen), (Limits(umask=0o7), "0007")):
+                job = await client.wait((await client.start("sh", args=["-c", "umask"], limits=limits)).job_id)
+                output = Path(job.output_file).read_text()
+                assert output.strip() == expected

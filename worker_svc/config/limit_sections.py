@@ -81,7 +81,7 @@ class LimitsConfig(Section):
         "", MaybeWhole(-20, 19), "The lowest, most favoured, that a request may ask for. Empty: any."
     )
     cpu_affinity: str = declare("", CpuNumbers(), "CPUs that jobs may run on. Empty: those that the worker may use.")
-    umask: str = declare("", Umask(), 'Permissions that new files do not get, in octal. Empty: "0077".')
+    umask: str = declare("", Umask(), "Permissions that new files do not get, in octal. Empty: the worker's own.")
     oom_score_adj: int | None = declare(
         "", MaybeWhole(-1000, 1000), "How willingly the kernel kills jobs when memory is out. Empty: as the worker."
     )

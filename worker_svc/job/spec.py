@@ -26,6 +26,8 @@ ARG_MAX_BYTES: Final = 128 * 1024 - 1
 ARGV_ENV_MAX_BYTES: Final = 2 * 1024 * 1024 - 64 * 1024
 DURATION_MAX_S: Final = 10 * 366 * 24 * 3600.0
 
+_WHOLE_MAX: Final = 2**63 - 1
+
 _JOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 
 
@@ -143,6 +145,8 @@ class JobSpec(NamedTuple):
             raise InvalidArgument("cwd", f"must be an absolute path, not {name_of(self.cwd)!r}")
         if self.stdin_size_bytes > STDIN_MAX_BYTES:
             raise InvalidArgument("stdin", f"must be at most {STDIN_MAX_BYTES} bytes, not {self.stdin_size_bytes}")
+        if self.output_max_bytes > _WHOLE_MAX:
+            raise InvalidArgument("output_max_bytes", f"must be at most {_WHOLE_MAX}, not {self.output_max_bytes}")
         check_duration("timeout", self.timeout_s)
         check_duration("stop_grace", self.stop_grace_s)
         check_labels(self.labels)
@@ -194,7 +198,7 @@ _KINDS: Final[dict[str, Callable[[Any], Any]]] = {
 def _check_string(field: str, text: str, most_bytes: int = ARG_MAX_BYTES) -> None:
     if "\0" in text:
         raise InvalidArgument(field, "must not contain a NUL character")
-    size = len(text.encode())
+    size = len(text.encode("utf-8", "surrogateescape"))  # the worker's own directory is any bytes
     if size > most_bytes:
         raise InvalidArgument(field, f"must be at most {most_bytes} bytes, not {size}")
 

@@ -151,12 +151,14 @@ def states_from(states: Sequence[pb.JobState]) -> tuple[JobState, ...]:
 
 
 def ns_from(moment: datetime | None) -> int | None:
+    """No further off than the store's times can be, which have 64 bits: from 1677 to 2262."""
     if moment is None:
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     since_epoch = moment - _EPOCH
-    return (since_epoch.days * 86_400 + since_epoch.seconds) * 1_000_000_000 + since_epoch.microseconds * 1000
+    ns = (since_epoch.days * 86_400 + since_epoch.seconds) * 1_000_000_000 + since_epoch.microseconds * 1000
+    return max(-(2**63), min(ns, 2**63 - 1))
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

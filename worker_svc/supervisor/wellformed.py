@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from worker_svc.job import JobSpec
 
-# What SQLite can hold, and what no size or number of ours comes near.
-_WHOLE_MAX: Final = 2**62
+# What SQLite can hold.
+_WHOLE_MAX: Final = 2**63 - 1
 _EXAMPLE: Final = JobSpec(command="")
 
 

@@ -288,7 +288,9 @@ class Limits(betterproto.Message):
     """
 
     umask: Optional[int] = betterproto.uint32_field(23, optional=True)
-    """Permissions that new files do not get, from 0 to 0777 (511)."""
+    """
+    Permissions that new files do not get, from 0 to 0777 (511). Unset: the worker's `limits.umask`, or else its own.
+    """
 
     oom_score_adj: Optional[int] = betterproto.int32_field(24, optional=True)
     """
