@@ -40,6 +40,7 @@ from worker_svc.job import (
     check_job_id,
     error_text,
     exit_text,
+    fault_text,
     next_state,
     outcome_of,
     parse_signal,
@@ -315,6 +316,14 @@ def test_secrets_survive_their_way_and_have_no_repr(values: dict[str, str]) -> N
 )
 def test_a_spec_at_its_limits_is_fine(spec: JobSpec) -> None:
     spec.validate()
+
+
+def test_what_is_said_of_a_fault_has_not_the_text_it_is_about() -> None:
+    with pytest.raises(UnicodeEncodeError) as caught:
+        "hunter2\udcff".encode()
+    assert "hunter2" in repr(caught.value)
+    assert "hunter2" not in fault_text(caught.value)
+    assert fault_text(caught.value).startswith("UnicodeEncodeError: ")
 
 
 def test_argv() -> None:

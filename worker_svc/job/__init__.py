@@ -18,6 +18,7 @@ from worker_svc.job.errors import (
     ResourceExhausted,
     Unavailable,
     error_message,
+    fault_text,
     unicode_text,
 )
 from worker_svc.job.lifecycle import (
@@ -102,6 +103,7 @@ __all__ = [
     "error_message",
     "error_text",
     "exit_text",
+    "fault_text",
     "is_job_id",
     "name_of",
     "next_state",

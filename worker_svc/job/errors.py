@@ -34,6 +34,11 @@ def error_message(text: str) -> str:
     return f"{head}{left_out}{tail}"
 
 
+def fault_text(error: Exception) -> str:
+    """Of one that is not made for people. Not its repr: that of a UnicodeEncodeError has the whole text it is about."""
+    return f"{type(error).__name__}: {error}"
+
+
 class JobError(Exception):
     """What a caller can be told; `code` names the class on the unix socket, the text is for the user."""
 

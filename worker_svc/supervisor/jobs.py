@@ -26,6 +26,7 @@ from worker_svc.job import (
     SecretEnv,
     StopCause,
     error_message,
+    fault_text,
 )
 from worker_svc.supervisor import adoption, crashpoints
 from worker_svc.supervisor.clocks import NS_PER_S, wall_ns
@@ -161,9 +162,9 @@ class Jobs:
 
     def give_up(self, job: LiveJob, error: Exception, is_new: bool = False) -> None:
         """What fails in an unforeseen way for one job ends that job. `is_new`: it is not on record, and never was."""
-        reason = error_message(f"the supervisor failed on it: {type(error).__name__}: {error}")
+        reason = error_message(f"the supervisor failed on it: {fault_text(error)}")
         if is_new:
-            self.take_back(job, PreconditionFailed(f"the job cannot be recorded: {type(error).__name__}: {error}"))
+            self.take_back(job, PreconditionFailed(f"the job cannot be recorded: {fault_text(error)}"))
         elif job.state is JobState.FINISHED:
             self._transitions.end_otherwise(job, f"lost: {reason}")
         elif job.is_spawning:
@@ -427,7 +428,7 @@ def _why(error: Exception) -> str:
         return str(error)
     if isinstance(error, sqlite3.Error):
         return f"the job's record could not be read: {error}"
-    return f"the supervisor could not prepare it: {type(error).__name__}: {error}"
+    return f"the supervisor could not prepare it: {fault_text(error)}"
 
 
 def _text_of(error: ContainmentError) -> str:

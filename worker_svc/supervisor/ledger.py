@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from worker_svc.job import JobSpec, Transition
+from worker_svc.job import JobSpec, Transition, fault_text
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.livejob import LiveJob
 from worker_svc.supervisor.store import JobStore
@@ -114,7 +114,7 @@ class Ledger:
 
     def _put_aside(self, entry: _Entry, error: Exception, given_up: set[int], give_up: GiveUp) -> None:
         job = None if isinstance(entry, _Delete | _DropEvents) else entry.job
-        note("store.refused", entry=type(entry).__name__, job_id=job.job_id if job else "", reason=repr(error))
+        note("store.refused", entry=type(entry).__name__, job_id=job.job_id if job else "", reason=fault_text(error))
         if job is None or id(job) in given_up:
             self._pending.remove(entry)
             return

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Final
 
 from worker_svc import frames
-from worker_svc.job import ProcessLimits, ResourceExhausted
+from worker_svc.job import ProcessLimits, ResourceExhausted, fault_text
 from worker_svc.supervisor import crashpoints, statedir
 from worker_svc.supervisor.clocks import NS_PER_S
 from worker_svc.supervisor.connections import Connection, Key, listen, refusal
@@ -138,7 +138,7 @@ class Supervisor:
             try:
                 self._jobs.give_up(job, error)
             except Exception as again:
-                self._note_trouble("supervisor.fault", f"{job.job_id} could not be given up: {again!r}")
+                self._note_trouble("supervisor.fault", f"{job.job_id} could not be given up: {fault_text(again)}")
         return False
 
     def _note_trouble(self, event: str, reason: str) -> None:

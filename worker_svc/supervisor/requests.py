@@ -25,6 +25,7 @@ from worker_svc.job import (
     SecretEnv,
     Unavailable,
     check_job_id,
+    fault_text,
 )
 from worker_svc.supervisor.clocks import wall_ns
 from worker_svc.supervisor.connections import Connection, Key
@@ -83,13 +84,8 @@ class Requests:
             text = f"the supervisor cannot do it now: {getattr(error, 'strerror', '') or str(error) or 'out of memory'}"
             connection.send({"r": request, "error": Unavailable.code, "text": text})
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            connection.send(
-                {
-                    "r": request,
-                    "error": InvalidArgument.code,
-                    "text": f"malformed {op}: {type(error).__name__}: {error}",
-                }
-            )
+            text = f"malformed {op}: {fault_text(error)}"
+            connection.send({"r": request, "error": InvalidArgument.code, "text": text})
 
     def _hello(self, connection: Connection, request: int, header: dict[str, Any]) -> None:
         if header["protocol"] != frames.PROTOCOL_VERSION:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
+from worker_svc.job import fault_text
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.spawn.plan import Attempt, Files, LaunchPlan, Spawned, SpawnFailed
 from worker_svc.supervisor.spawn.steps import Program, program_of
@@ -150,7 +151,7 @@ class Spawner:
         except SpawnFailed as failure:
             result = failure
         except Exception as error:  # a fault of ours must end one job, not the thread that starts all others
-            result = SpawnFailed(f"the supervisor could not start it: {type(error).__name__}: {error}")
+            result = SpawnFailed(f"the supervisor could not start it: {fault_text(error)}")
         self._attempts.pop(id(token), None)
         self._done(token, result)
 
