@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +61,3 @@ async def test_an_error_that_quotes_much_reaches_every_client(worker: Worker) ->
                 await client.start("true", **odd)
             assert str(refused.value).startswith(f"{name}: ")
             assert len(str(refused.value).encode()) <= 2048
-
-
-async def test_a_worker_in_a_directory_whose_name_is_no_text(tmp_path: Path) -> None:
-    folder = tmp_path / "caf\udce9"
-    folder.mkdir()
-    worker = Worker(tmp_path, state_dir=folder / "state")
-    worker.keys.pop("JOBS_CWD")
-    worker.keys["STATE_DIR"] = "state"  # below where it is started
-    worker.run_as = ["sh", "-c", 'cd "$0" && exec "$@"', os.fsdecode(folder)]
-    with worker:
-        async with worker.client() as client:
-            job = await client.wait((await client.start("pwd")).job_id)
-            assert job.outcome is Outcome.SUCCEEDED
-            assert (folder / "state" / "output" / f"{job.job_id}.out").read_bytes() == os.fsencode(folder) + b"\n"
-            assert [one.job_id async for one in client.list(accepted_since=datetime.now(UTC) - timedelta(hours=1))]

@@ -198,7 +198,7 @@ _KINDS: Final[dict[str, Callable[[Any], Any]]] = {
 def _check_string(field: str, text: str, most_bytes: int = ARG_MAX_BYTES) -> None:
     if "\0" in text:
         raise InvalidArgument(field, "must not contain a NUL character")
-    size = len(text.encode("utf-8", "surrogateescape"))  # the worker's own directory is any bytes
+    size = len(text.encode())
     if size > most_bytes:
         raise InvalidArgument(field, f"must be at most {most_bytes} bytes, not {size}")
 
