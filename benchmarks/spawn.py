@@ -23,13 +23,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from worker_svc.job.limits import Identity, ProcessLimits
+from worker_svc.job import Identity
 from worker_svc.supervisor.spawn import IMPLEMENTATION, NATIVE, PYTHON, LaunchPlan, spawn
 
 YARDSTICK: Final = "C posix_spawn"
-LIMITS: Final = ProcessLimits(
-    {"core": (0, 0), "nofile": (1024, 4096), "fsize": (1 << 30, 1 << 30), "nproc": (4096, 4096)}
-)
+LIMITS: Final = {
+    "rlimits": {"core": (0, 0), "nofile": (1024, 4096), "fsize": (1 << 30, 1 << 30), "nproc": (4096, 4096)}
+}
 TRUE: Final = "/bin/true"
 
 

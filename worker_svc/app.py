@@ -343,7 +343,7 @@ class _Worker:
                 reason="its file system cannot give back the head of a file: policy drop_head is stop here",
             )
         missing = status.get("unenforceable", {})
-        for field, value in self._config.limits.cgroup_defaults.to_json().items():
+        for field, value in start_defaults(self._config).limits.limits.items():
             if field in missing:
                 self._on_event("limits.unenforceable", key=f"limits.{field}", value=value, reason=missing[field])
 

@@ -19,7 +19,6 @@ from tests.support.contained import Running, contain, end, run, skip_unless, sto
 from tests.support.programs import python
 from tests.support.waiting import eventually_sync
 from worker_svc.job import Exit
-from worker_svc.job.cgroup_limits import CgroupLimits
 from worker_svc.supervisor.containment import CGROUP, Containment, Usage
 
 MIB: Final = 2**20
@@ -70,7 +69,7 @@ def file_of(containment: Containment, running: Running, name: str) -> str:
 
 def test_an_oom_kill_is_told_apart_from_any_other_sigkill(containment: Containment) -> None:
     need(containment, "memory_max_bytes", "swap_max_bytes")
-    limits = CgroupLimits(memory_max_bytes=48 * MIB, swap_max_bytes=0)
+    limits = {"memory_max_bytes": 48 * MIB, "swap_max_bytes": 0}
     ended, usage = finish(containment, run(containment, python(EAT_MEMORY), limits=limits))
     assert ended.signal == signal.SIGKILL
     assert usage.oom_kills
@@ -84,7 +83,7 @@ def test_an_oom_kill_is_told_apart_from_any_other_sigkill(containment: Containme
 
 def test_an_oom_kill_takes_the_whole_job_though_a_child_ate_it(containment: Containment) -> None:
     need(containment, "memory_max_bytes", "swap_max_bytes")
-    limits = CgroupLimits(memory_max_bytes=48 * MIB, swap_max_bytes=0)
+    limits = {"memory_max_bytes": 48 * MIB, "swap_max_bytes": 0}
     argv = ["sh", "-c", 'setsid "$@" & wait; exit 0', "sh", *python(EAT_MEMORY)]
     ended, usage = finish(containment, run(containment, argv, limits=limits))
     assert ended.signal == signal.SIGKILL
@@ -93,7 +92,7 @@ def test_an_oom_kill_takes_the_whole_job_though_a_child_ate_it(containment: Cont
 
 def test_a_kill_by_us_is_no_oom_kill(containment: Containment) -> None:
     need(containment, "memory_max_bytes")
-    running = run(containment, ["sleep", "999"], limits=CgroupLimits(memory_max_bytes=48 * MIB))
+    running = run(containment, ["sleep", "999"], limits={"memory_max_bytes": 48 * MIB})
     kill(containment, running.container)
     ended, usage = finish(containment, running)
     assert ended.signal == signal.SIGKILL
@@ -124,13 +123,13 @@ def test_pids_max_makes_fork_fail(containment: Containment) -> None:
         "        if not os.fork(): time.sleep(99)\n"
         "    except BlockingIOError: sys.exit(number)\n"
     )
-    ended, _ = finish(containment, run(containment, python(code), limits=CgroupLimits(pids_max=8)))
+    ended, _ = finish(containment, run(containment, python(code), limits={"pids_max": 8}))
     assert ended.exit_code == 7
 
 
 def test_cpu_max_throttles(containment: Containment) -> None:
     need(containment, "cpu_max_cores")
-    running = run(containment, ["sh", "-c", "while :; do :; done"], limits=CgroupLimits(cpu_max_cores=0.2))
+    running = run(containment, ["sh", "-c", "while :; do :; done"], limits={"cpu_max_cores": 0.2})
     assert file_of(containment, running, "cpu.max") == "20000 100000"
     eventually_sync(lambda: "nr_throttled 0" not in file_of(containment, running, "cpu.stat"), PATIENCE_S)
     kill(containment, running.container)
@@ -140,7 +139,7 @@ def test_cpu_max_throttles(containment: Containment) -> None:
 def test_cpu_weight_shares_a_contended_cpu(containment: Containment) -> None:
     need(containment, "cpu_weight")
     spin = python("import os\nos.sched_setaffinity(0, [0])\nprint('up', flush=True)\nwhile True: pass")
-    jobs = [run_until_up(containment, spin, f"w{weight}", CgroupLimits(cpu_weight=weight)) for weight in (100, 1000)]
+    jobs = [run_until_up(containment, spin, f"w{weight}", {"cpu_weight": weight}) for weight in (100, 1000)]
 
     def cpu_ns() -> list[int]:
         return [containment.usage(job.container).cpu_ns or 0 for job in jobs]
@@ -172,7 +171,7 @@ def test_the_controllers_are_told(
     containment: Containment, field: str, value: Any, files: list[str], text: str
 ) -> None:
     need(containment, field)
-    running = run(containment, ["sleep", "999"], limits=CgroupLimits.from_json({field: value}))
+    running = run(containment, ["sleep", "999"], limits={field: value})
     folder = Path(containment.base_path) / running.container.name
     assert text in [(folder / file).read_text().strip() for file in files if (folder / file).exists()]
     kill(containment, running.container)
@@ -182,5 +181,5 @@ def test_the_controllers_are_told(
 def test_a_value_the_kernel_refuses_is_named_and_nothing_is_left(containment: Containment) -> None:
     need(containment, "cpu_weight")
     with pytest.raises(Exception, match=r"^cpu_weight: cannot be enforced: cpu.weight refused 99999: "):
-        containment.create("job", CgroupLimits(cpu_weight=99_999))
+        containment.create("job", {"cpu_weight": 99_999})
     assert not containment.strangers()

@@ -31,7 +31,7 @@ from tests.support.contained import (
 )
 from tests.support.programs import LEAVES_CHILD, SLEEP, is_alive, open_fds, python
 from tests.support.waiting import eventually_sync
-from worker_svc.job.cgroup_limits import CgroupLimits
+from worker_svc.job.limits import NO_LIMITS, OF_TREE, Limits
 from worker_svc.supervisor.containment import CGROUP, SUBREAPER, Container, Containment, ContainmentError
 from worker_svc.supervisor.containment.processes import process
 
@@ -74,9 +74,7 @@ def kill(containment: Containment, container: Container, timeout_s: float = 20) 
         containment.reap_orphans()
 
 
-def run_until_up(
-    containment: Containment, argv: list[str], job_id: str = "job", limits: CgroupLimits | None = None
-) -> Running:
+def run_until_up(containment: Containment, argv: list[str], job_id: str = "job", limits: Limits = NO_LIMITS) -> Running:
     """Started, and as far as to have said "up"."""
     read_fd, write_fd = os.pipe()
     running = run(containment, argv, job_id, limits=limits, stdout=write_fd)
@@ -326,7 +324,7 @@ def test_a_fork_bomb_under_a_pids_limit(containment: Containment) -> None:
         pytest.skip(f"pids_max: {missing} (the bounded fork tree is tested instead)")
     bomb = ["sh", "-c", "echo up; f() { f | f & f; }; f"]
     for _ in range(REPEATS):
-        running = run(containment, bomb, limits=CgroupLimits(pids_max=200))
+        running = run(containment, bomb, limits={"pids_max": 200})
         time.sleep(0.2)
         kill(containment, running.container)
         assert running.oracle.is_gone(5)
@@ -337,8 +335,8 @@ def test_a_limit_that_cannot_be_enforced_is_named_and_nothing_is_left(containmen
     missing = containment.unenforceable()
     values = {"memory_max_bytes": 2**26, "swap_max_bytes": 0, "cpu_max_cores": 0.5, "cpu_weight": 50, "pids_max": 9}
     values["io_weight"] = 50
-    for field in CgroupLimits._fields:
-        limits = CgroupLimits.from_json({field: values[field]})
+    for field in (limit.name for limit in OF_TREE):
+        limits = {field: values[field]}
         if field not in missing:
             containment.check(limits)
             containment.remove(containment.create("job", limits))

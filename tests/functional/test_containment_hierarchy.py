@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.contained import contain, skip_unless, stop_being_subreaper
 from tests.support.waiting import eventually_sync
-from worker_svc.job.cgroup_limits import CgroupLimits
+from worker_svc.job.limits import OF_TREE
 from worker_svc.supervisor.containment import CGROUP, hierarchy
 
 ROOT: Final = str(Path(__file__).parents[2])
@@ -108,7 +108,7 @@ def test_processes_of_others_are_not_moved_for_the_sake_of_controllers(group: Pa
         other.kill()
     assert found["level"] == "cgroup"
     assert found["own"].endswith(f"/{group.name}")
-    for field in CgroupLimits._fields:
+    for field in (limit.name for limit in OF_TREE):
         assert field in found["unenforceable"]
 
 
@@ -141,7 +141,7 @@ def test_a_user_to_whom_nothing_was_delegated(group: Path) -> None:
     found = supervise(group, NOBODY)
     assert found["level"] == "subreaper"
     assert "permission denied" in found["reason"]
-    assert set(found["unenforceable"]) == set(CgroupLimits._fields)
+    assert set(found["unenforceable"]) == {limit.name for limit in OF_TREE}
 
 
 def test_the_base_of_an_earlier_supervisor_is_used_again_from_elsewhere(group: Path) -> None:

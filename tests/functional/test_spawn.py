@@ -19,7 +19,6 @@ import pytest
 
 from tests.support.programs import children_of, open_fds, python, rss_bytes
 from tests.support.spawning import PATH, Launchpad, skip_unless_built, status_of_job
-from worker_svc.job.limits import ProcessLimits
 from worker_svc.supervisor.spawn import NATIVE, PYTHON, SpawnFailed, spawn, start_ticks_of
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +32,7 @@ def pad(request: pytest.FixtureRequest, tmp_path: Path) -> Launchpad:
 
 
 # Makes either spawner take its long way (the pure-Python one: its launcher).
-WITH_LIMITS: dict[str, Any] = {"limits": ProcessLimits(umask=0o22, rlimits={"core": (0, 0)})}
+WITH_LIMITS: dict[str, Any] = {"limits": {"umask": 0o22, "rlimits": {"core": (0, 0)}}}
 both_ways = pytest.mark.parametrize("more", [{}, WITH_LIMITS], ids=["plain", "limits"])
 
 
@@ -125,13 +124,12 @@ def test_our_own_signal_mask_is_as_before(pad: Launchpad, more: dict[str, Any]) 
 @both_ways
 def test_a_job_leads_its_session_and_has_no_terminal(pad: Launchpad, more: dict[str, Any]) -> None:
     # In a process that has a controlling terminal, and must have it still afterwards.
-    limits = "ProcessLimits(umask=0o22)" if more else "ProcessLimits()"
+    limits = "{'umask': 0o22}" if more else "{}"
     code = f"""
         import fcntl, os, pty, sys, termios
         os.setsid()
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
-        from worker_svc.job.limits import ProcessLimits
         from worker_svc.supervisor.spawn import LaunchPlan, spawn
         script = "cut -d' ' -f1,5,6,7 /proc/$$/stat; (: </dev/tty) 2>/dev/null && echo has a terminal"
         plan = LaunchPlan(["sh", "-c", script], {{"PATH": {PATH!r}}}, "/", b"", sys.argv[1], "", {limits})
@@ -300,7 +298,7 @@ def test_what_is_there_at_the_start_of_a_large_supervisor(pad: Launchpad) -> Non
     fds = [os.open("/dev/null", os.O_RDONLY) for _ in range(1500)]
     try:
         # fewer than the supervisor has open
-        ended = pad.run("sh", "-c", "ulimit -n; ls /proc/self/fd", limits=ProcessLimits({"nofile": (32, 64)}))
+        ended = pad.run("sh", "-c", "ulimit -n; ls /proc/self/fd", limits={"rlimits": {"nofile": (32, 64)}})
     finally:
         for fd in fds:
             os.close(fd)

@@ -18,7 +18,8 @@ from tests.functional.test_spawn import STATUS, run_apart
 from tests.support.kernel import landlock_abi
 from tests.support.programs import python
 from tests.support.spawning import PATH, Launchpad, needs_root, skip_unless_built, status_of_job
-from worker_svc.job.limits import RLIMIT_NAMES, Identity, ProcessLimits, Sandbox
+from worker_svc.job import Identity, Sandbox
+from worker_svc.job.limits import RLIMIT_NAMES
 from worker_svc.supervisor.spawn import IMPLEMENTATION, NATIVE, PYTHON, SpawnFailed
 from worker_svc.supervisor.spawn.steps import RLIMITS
 
@@ -64,21 +65,21 @@ def test_each_rlimit(pad: Launchpad, name: str) -> None:
     hard_now = resource.prlimit(0, RLIMITS[name])[1]
     if hard_now != -1:  # to raise it would take a privilege that not even every root has
         soft, hard = min(soft, hard_now), min(hard, hard_now)
-    ended = pad.run("cat", "/proc/self/limits", limits=ProcessLimits({name: (soft, hard)}))
+    ended = pad.run("cat", "/proc/self/limits", limits={"rlimits": {name: (soft, hard)}})
     line = next(line for line in ended.output.splitlines() if line.startswith(label))
     assert line[len(label) :].split()[:2] == [str(soft), str(hard)]
 
 
 def test_an_unlimited_and_a_soft_limit(pad: Launchpad) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    ended = pad.run("sh", "-c", "ulimit -Sn; ulimit -Hn", limits=ProcessLimits({"nofile": (20, None), "cpu": (-1, -1)}))
+    ended = pad.run("sh", "-c", "ulimit -Sn; ulimit -Hn", limits={"rlimits": {"nofile": (20, None), "cpu": (-1, -1)}})
     assert ended.output.split() == ["20", str(hard) if hard != -1 else "unlimited"]
 
 
 @pytest.mark.parametrize("size", [64 * 1024, 16 * 1024 * 1024])
 def test_a_small_address_space_is_the_jobs_and_not_the_spawners(pad: Launchpad, size: int) -> None:
     """The pure-Python spawner's launcher itself needs more."""
-    limits = ProcessLimits({"as": (size, size), "data": (size, size)})
+    limits = {"rlimits": {"as": (size, size), "data": (size, size)}}
     if size < 1024 * 1024:  # not enough for any program: either execve says so, or the kernel kills what it has begun
         try:
             said = str(pad.run("true", limits=limits).exit_code)
@@ -90,15 +91,15 @@ def test_a_small_address_space_is_the_jobs_and_not_the_spawners(pad: Launchpad, 
 
 
 def test_limits_are_enforced_by_the_kernel(pad: Launchpad, tmp_path: Path) -> None:
-    limits = ProcessLimits({"fsize": (4096, 4096), "core": (0, 0)})
+    limits = {"rlimits": {"fsize": (4096, 4096), "core": (0, 0)}}
     assert pad.run("head", "-c", "10000", "/dev/zero", limits=limits).exit_code == -25  # SIGXFSZ
     burn = python("import time\nwhile time.process_time() < 5: pass")
-    assert pad.run(*burn, limits=ProcessLimits({"cpu": (1, 1), "core": (0, 0)})).exit_code == -9
+    assert pad.run(*burn, limits={"rlimits": {"cpu": (1, 1), "core": (0, 0)}}).exit_code == -9
 
 
 def test_nice_umask_affinity_and_oom_score(pad: Launchpad) -> None:
     cpu = max(os.sched_getaffinity(0))
-    limits = ProcessLimits(nice=7, umask=0o027, cpu_affinity=(cpu,), oom_score_adj=321)
+    limits = {"nice": 7, "umask": 0o027, "cpu_affinity": (cpu,), "oom_score_adj": 321}
     script = "nice; umask; cat /proc/self/oom_score_adj; grep Cpus_allowed_list: /proc/self/status | cut -f2"
     assert pad.run("sh", "-c", script, limits=limits).output.split() == ["7", "0027", "321", str(cpu)]
     assert Path("/proc/self/oom_score_adj").read_text() == "0\n"  # ours, whose memory a vfork child shares
@@ -116,7 +117,7 @@ def test_cpus_that_are_not_there(pad: Launchpad, cpus: tuple[int, ...]) -> None:
     with pytest.raises(
         SpawnFailed, match=r"^limits.cpu_affinity: not all of these CPUs can be used here; the supervisor"
     ):
-        pad.run("true", limits=ProcessLimits(cpu_affinity=cpus))
+        pad.run("true", limits={"cpu_affinity": cpus})
 
 
 def outcome_without_privileges(pad: Launchpad, fields: str, extra: str = "") -> str:
@@ -126,7 +127,7 @@ def outcome_without_privileges(pad: Launchpad, fields: str, extra: str = "") -> 
         from tests.support.spawning import drop_capabilities
         {extra}
         drop_capabilities()
-        from worker_svc.job.limits import Identity, ProcessLimits, Sandbox
+        from worker_svc.job.identity import Identity, Sandbox
         from worker_svc.supervisor.spawn import LaunchPlan, SpawnFailed, spawn
         plan = LaunchPlan(
             ["sh", "-c", "ls -A /tmp; cat /proc/net/dev | grep -c :; id -u"], {{"PATH": {PATH!r}}}, "/", b"",
@@ -143,13 +144,13 @@ def outcome_without_privileges(pad: Launchpad, fields: str, extra: str = "") -> 
 
 def test_a_hard_limit_cannot_be_raised_without_privilege(pad: Launchpad) -> None:
     said = outcome_without_privileges(
-        pad, "limits=ProcessLimits({'nofile': (512, 1024)})", "resource.setrlimit(resource.RLIMIT_NOFILE, (256, 512))"
+        pad, "limits={'rlimits': {'nofile': (512, 1024)}}", "resource.setrlimit(resource.RLIMIT_NOFILE, (256, 512))"
     )
     assert said == (
         "limits.rlimits.nofile: cannot be raised above the hard limit here, 512: that needs CAP_SYS_RESOURCE"
     )
     soft = outcome_without_privileges(
-        pad, "limits=ProcessLimits({'nofile': (513, None)})", "resource.setrlimit(resource.RLIMIT_NOFILE, (256, 512))"
+        pad, "limits={'rlimits': {'nofile': (513, None)}}", "resource.setrlimit(resource.RLIMIT_NOFILE, (256, 512))"
     )
     assert soft == "limits.rlimits.nofile: the soft limit cannot exceed the hard limit here, 512"
 
@@ -157,8 +158,8 @@ def test_a_hard_limit_cannot_be_raised_without_privilege(pad: Launchpad) -> None
 @pytest.mark.parametrize(
     "fields,said",
     [
-        ("limits=ProcessLimits(nice=-5)", "limits.nice: -5 is below the supervisor's own: that needs CAP_SYS_NICE"),
-        ("limits=ProcessLimits(oom_score_adj=-5)", "limits.oom_score_adj: cannot be lowered without CAP_SYS_RESOURCE"),
+        ("limits={'nice': -5}", "limits.nice: -5 is below the supervisor's own: that needs CAP_SYS_NICE"),
+        ("limits={'oom_score_adj': -5}", "limits.oom_score_adj: cannot be lowered without CAP_SYS_RESOURCE"),
         ("identity=Identity('65534', '65534', ())", "identity.groups: running as another user or group needs root"),
         pytest.param(
             "identity=Identity(no_new_privs=False), sandbox=Sandbox(('/',))",
@@ -372,9 +373,13 @@ def test_namespaces_without_privilege(pad: Launchpad) -> None:
 @needs_root
 def test_everything_at_once(pad: Launchpad) -> None:
     plan: dict[str, Any] = {
-        "limits": ProcessLimits(
-            {"nofile": (16, 16), "nproc": (500, 500)}, 3, (min(os.sched_getaffinity(0)),), 0o77, 10
-        ),
+        "limits": {
+            "rlimits": {"nofile": (16, 16), "nproc": (500, 500)},
+            "nice": 3,
+            "cpu_affinity": (min(os.sched_getaffinity(0)),),
+            "umask": 0o77,
+            "oom_score_adj": 10,
+        },
         "identity": Identity("nobody"),
         "sandbox": Sandbox(("/",) if has_landlock() else (), (), True, True),
         "user_env": ("USER",),
@@ -439,13 +444,12 @@ def test_without_clone3_and_close_range(pad: Launchpad) -> None:
         import os, sys
         from tests.support.spawning import refuse_system_calls
         refuse_system_calls(435, 436)
-        from worker_svc.job.limits import ProcessLimits
         from worker_svc.supervisor.spawn import LaunchPlan, SpawnFailed, spawn
         fds = [os.open("/", os.O_RDONLY) for _ in range(300)]
         for fd in fds:
             os.set_inheritable(fd, True)
         plan = LaunchPlan(["ls", "/proc/self/fd"], {{"PATH": {PATH!r}}}, "/", b"", sys.argv[1], "",
-                          ProcessLimits({{"nofile": (16, 16)}}))
+                          {{"rlimits": {{"nofile": (16, 16)}}}})
         spawned = spawn(plan, {pad.implementation!r})
         assert spawned.pidfd > 2 and spawned.start_ticks
         os.waitpid(spawned.pid, 0)

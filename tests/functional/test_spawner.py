@@ -15,7 +15,6 @@ import pytest
 from tests.support import stalled_fs
 from tests.support.spawning import Launchpad, skip_unless_built
 from tests.support.waiting import eventually_sync
-from worker_svc.job.limits import ProcessLimits
 from worker_svc.supervisor.spawn import (
     NATIVE,
     PYTHON,
@@ -113,7 +112,7 @@ def stalled(tmp_path: Path) -> Iterator[Stalled]:
         yield Stalled(str(mount_point / "program"), stack.close)
 
 
-LIMITS: dict[str, Any] = {"limits": ProcessLimits(umask=0o22)}
+LIMITS: dict[str, Any] = {"limits": {"umask": 0o22}}
 
 
 @pytest.mark.parametrize("more", [{}, LIMITS], ids=["plain", "limits"])

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from tests.support.spawning import Launchpad, skip_unless_built
-from worker_svc.job import ProcessLimits
 from worker_svc.supervisor.spawn import NATIVE, PYTHON, SpawnFailed
 
 # Either spawner, and the long way of the pure-Python one, its launcher.
-WAYS: list[tuple[str, dict[str, Any]]] = [(NATIVE, {}), (PYTHON, {}), (PYTHON, {"limits": ProcessLimits(umask=0o22)})]
+WAYS: list[tuple[str, dict[str, Any]]] = [(NATIVE, {}), (PYTHON, {}), (PYTHON, {"limits": {"umask": 0o22}})]
 
 
 @pytest.fixture(params=WAYS, ids=["native", "python", "launcher"])

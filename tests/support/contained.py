@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from tests.support.programs import python
 from tests.support.waiting import eventually_sync
-from worker_svc.job.cgroup_limits import CgroupLimits
+from worker_svc.job.limits import NO_LIMITS, Limits
 from worker_svc.supervisor.containment import CGROUP, SUBREAPER, Container, Containment, ContainmentError
 from worker_svc.supervisor.containment.marks import Marks
 from worker_svc.supervisor.containment.processes import process
@@ -91,7 +91,7 @@ def run(
     argv: list[str],
     job_id: str = "job",
     *,
-    limits: CgroupLimits | None = None,
+    limits: Limits = NO_LIMITS,
     stdout: int | None = None,
 ) -> Running:
     """Starts a job as a supervisor does, but that it joins its cgroup itself, before exec."""

@@ -36,7 +36,7 @@ from worker_svc import (
     Sandbox,
     WorkerClient,
 )
-from worker_svc.job.cgroup_limits import CgroupLimits
+from worker_svc.job.limits import OF_TREE
 from worker_svc.supervisor.containment import CGROUP, SUBREAPER
 from worker_svc.supervisor.spawn import NATIVE, PYTHON
 
@@ -304,7 +304,7 @@ ASKED: dict[str, Limits] = {
 
 
 def test_every_tree_limit_is_tried() -> None:
-    assert set(ASKED) == set(CgroupLimits._fields)
+    assert set(ASKED) == {limit.name for limit in OF_TREE}
 
 
 @pytest.mark.parametrize("field", ASKED)

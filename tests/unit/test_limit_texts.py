@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker_svc.config import ConfigError, LimitsConfig, SandboxConfig, load, load_config
-from worker_svc.job import CgroupLimits, ProcessLimits, Sandbox
+from worker_svc.job import Sandbox
 from worker_svc.job.limit_texts import cpus_text, parse_cpus, parse_rlimit, parse_size, parse_umask, rlimit_text
+from worker_svc.messages.defaults import start_defaults
 
 HOME = {"HOME": "/home/someone"}
 
@@ -101,11 +102,28 @@ no_network = true
 def test_what_the_worker_makes_of_a_file(tmp_path: Path) -> None:
     config = config_of(tmp_path, FILE)
     limits: LimitsConfig = config.limits
-    assert limits.cgroup_maxima == CgroupLimits(2**30, 0, None, 50, 100, 500)
+    assert limits.bounds == {
+        "memory_max_bytes": 2**30,
+        "swap_max_bytes": 0,
+        "cpu_weight": 50,
+        "pids_max": 100,
+        "io_weight": 500,
+        "rlimits": {"nofile": 64},
+        "nice": 0,
+    }
     # A maximum is the default where there is none; a weight's only if it is below what the kernel gives.
-    assert limits.cgroup_defaults == CgroupLimits(2**29, 0, 1.0, 50, 100, None)
-    assert limits.process_defaults == ProcessLimits({"nofile": (10, 20), "core": (0, 0)}, 5, (0, 1), 0o27, 3)
-    assert limits.rlimit_maxima == {"nofile": 64}
+    assert start_defaults(config).limits.limits == {
+        "memory_max_bytes": 2**29,
+        "swap_max_bytes": 0,
+        "cpu_max_cores": 1.0,
+        "cpu_weight": 50,
+        "pids_max": 100,
+        "rlimits": {"nofile": (10, 20), "core": (0, 0)},
+        "nice": 5,
+        "cpu_affinity": (0, 1),
+        "umask": 0o27,
+        "oom_score_adj": 3,
+    }
     assert config.sandbox.sandbox == Sandbox(("/usr", "/etc"), ("/work",), True, True)
 
 
@@ -117,8 +135,7 @@ def test_what_is_in_effect_can_be_put_into_a_file(tmp_path: Path) -> None:
 
 
 def test_by_default_nothing_is_limited() -> None:
-    assert LimitsConfig().cgroup_defaults == LimitsConfig().cgroup_maxima == CgroupLimits()
-    assert LimitsConfig().process_defaults == ProcessLimits()
+    assert LimitsConfig().defaults == LimitsConfig().bounds == {}
     assert SandboxConfig().sandbox == Sandbox()
 
 

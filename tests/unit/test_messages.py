@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from worker_svc import messages
 from worker_svc.job import (
-    CgroupLimits,
     Identity,
     InvalidArgument,
     JobRecord,
@@ -22,10 +21,10 @@ from worker_svc.job import (
     LeaderExit,
     Outcome,
     OutputPolicy,
-    ProcessLimits,
     Sandbox,
     Transition,
 )
+from worker_svc.job.limits import BY_NAME
 from worker_svc.messages import (
     Files,
     job_message,
@@ -100,8 +99,19 @@ SPEC = JobSpec(
     separate_stderr=True,
     output_max_bytes=4096,
     output_policy=OutputPolicy.STOP,
-    process_limits=ProcessLimits({"nofile": (10, 20), "core": (0, None)}, -5, (0, 3), 0o27, 500),
-    cgroup_limits=CgroupLimits(2**30, 0, 1.5, 50, 100, 60),
+    limits={
+        "rlimits": {"nofile": (10, 20), "core": (0, None)},
+        "nice": -5,
+        "cpu_affinity": (0, 3),
+        "umask": 0o27,
+        "oom_score_adj": 500,
+        "memory_max_bytes": 2**30,
+        "swap_max_bytes": 0,
+        "cpu_max_cores": 1.5,
+        "cpu_weight": 50,
+        "pids_max": 100,
+        "io_weight": 60,
+    },
     identity=Identity("nobody", "4", ("adm", "5"), False),
     sandbox=Sandbox(("/usr", "/lib"), ("/work",), True, True),
     leader_exit=LeaderExit.WAIT,
@@ -169,7 +179,7 @@ def test_the_examples_here_are_whole() -> None:
     assert set(FULL) == fields_of(pb.StartJobReq)
     for message in (pb.StartJobReq(**FULL), FULL["limits"], FULL["identity"], FULL["sandbox"]):
         assert not left_out(message)
-    for example in (SPEC, RECORD, MOVED, SPEC.process_limits, SPEC.cgroup_limits, SPEC.identity, SPEC.sandbox):
+    for example in (SPEC, RECORD, MOVED, SPEC.identity, SPEC.sandbox):
         for name in example._fields:
             if name != "checked":  # the policy's, which no message tells of
                 assert getattr(example, name) != example._field_defaults.get(name, object()), name
@@ -236,12 +246,12 @@ def test_every_field_of_a_spec_is_told() -> None:
         leader_exit=wire.LeaderExit.WAIT,
         secret_env=["A_SECRET", "TOKEN"],
     )
-    # The limits are told in one message, whoever enforces them; `checked` is the policy's.
-    assert len(JobSpec._fields) == len(fields_of(pb.JobSpec)) + 2
+    # `checked` is the policy's.
+    assert len(JobSpec._fields) == len(fields_of(pb.JobSpec)) + 1
+    assert set(SPEC.limits) == set(BY_NAME)
     for part in (message.limits, message.identity, message.sandbox):
         assert not left_out(part)
-    told = fields_of(pb.Limits)
-    assert told == set(ProcessLimits._fields) | set(CgroupLimits._fields)
+    assert fields_of(pb.Limits) == set(BY_NAME)
     assert fields_of(pb.Identity) == set(Identity._fields)
     assert fields_of(pb.Sandbox) == set(Sandbox._fields)
 
@@ -374,8 +384,8 @@ OTHERS: list[tuple[str, Any]] = [
 # And of each field within them.
 WITHIN: dict[str, list[tuple[str, Any]]] = {
     "limits": [
-        *((name, None) for name in (*CgroupLimits._fields, "nice", "umask", "oom_score_adj")),
-        *((name, 0) for name in (*CgroupLimits._fields, "nice", "umask", "oom_score_adj") if name != "swap_max_bytes"),
+        *((name, None) for name in BY_NAME if name not in ("rlimits", "cpu_affinity")),
+        *((name, 0) for name in BY_NAME if name not in ("rlimits", "cpu_affinity", "swap_max_bytes")),
         ("swap_max_bytes", 1),
         ("rlimits", []),
         ("rlimits", [pb.Rlimit(name="nofile", soft=10)]),
@@ -500,15 +510,26 @@ def test_the_operators_output_limit_holds() -> None:
 # The maxima are defaults too, as the configuration makes them.
 LIMITED = DEFAULTS._replace(
     limits=LimitDefaults(
-        process=ProcessLimits({"nofile": (64, 64), "core": (0, 0)}, nice=5),
-        cgroup=CgroupLimits(memory_max_bytes=2**30, pids_max=50),
+        limits={
+            "memory_max_bytes": 2**30,
+            "pids_max": 50,
+            "rlimits": {"nofile": (64, 64), "core": (0, 0)},
+            "nice": 5,
+        },
         identity=Identity("nobody", no_new_privs=False),
         sandbox=Sandbox(("/usr",), ("/work",), True, True),
         leader_exit=LeaderExit.WAIT,
-        cgroup_maxima=CgroupLimits(2**30, 0, 2.0, 200, 100, 50),
-        rlimit_maxima={"nofile": 64},
-        nice_min=0,
-        oom_score_adj_min=-10,
+        bounds={
+            "memory_max_bytes": 2**30,
+            "swap_max_bytes": 0,
+            "cpu_max_cores": 2.0,
+            "cpu_weight": 200,
+            "pids_max": 100,
+            "io_weight": 50,
+            "rlimits": {"nofile": 64},
+            "nice": 0,
+            "oom_score_adj": -10,
+        },
     )
 )
 
@@ -520,8 +541,7 @@ def limited(**fields: Any) -> JobSpec:
 def test_who_asks_for_no_limit_has_the_workers() -> None:
     defaults = LIMITED.limits
     for spec in (limited(), limited(limits=pb.Limits(), identity=pb.Identity(), sandbox=pb.Sandbox())):
-        assert spec.process_limits == defaults.process
-        assert spec.cgroup_limits == defaults.cgroup
+        assert spec.limits == defaults.limits
         assert spec.identity == defaults.identity
         assert spec.sandbox == defaults.sandbox
         assert spec.leader_exit is LeaderExit.WAIT
@@ -534,19 +554,24 @@ def test_what_is_asked_for_goes_over_the_workers_field_by_field() -> None:
         sandbox=pb.Sandbox(read_only_paths=["/"], no_network=False),
         leader_exit=wire.LeaderExit.KILL,
     )
-    assert spec.cgroup_limits == CgroupLimits(memory_max_bytes=2**30, pids_max=7)
-    # Only soft: the hard limit is the maximum, which the job can't get beyond.
-    assert spec.process_limits == ProcessLimits({"nofile": (10, 64), "core": (0, 0)}, nice=5, umask=0)
+    assert spec.limits == {
+        "memory_max_bytes": 2**30,
+        "pids_max": 7,
+        # Only soft: the hard limit is the maximum, which the job can't get beyond.
+        "rlimits": {"nofile": (10, 64), "core": (0, 0)},
+        "nice": 5,
+        "umask": 0,
+    }
     assert spec.identity == Identity("nobody", "adm")
     assert spec.sandbox == Sandbox(("/",), (), True, False)
     assert spec.leader_exit is LeaderExit.KILL
 
 
 def test_zero_is_no_limit_where_there_is_no_maximum() -> None:
-    free = LIMITED._replace(limits=LIMITED.limits._replace(cgroup_maxima=CgroupLimits()))
+    free = LIMITED._replace(limits=LIMITED.limits._replace(limits={"pids_max": 5}, bounds={}))
     limits = pb.Limits(memory_max_bytes=0, pids_max=0, swap_max_bytes=0)
     spec = start_from(sent(pb.StartJobReq(command="true", limits=limits)), free).spec
-    assert spec.cgroup_limits == CgroupLimits(swap_max_bytes=0)
+    assert spec.limits == {"swap_max_bytes": 0}
 
 
 @pytest.mark.parametrize(
@@ -572,7 +597,8 @@ def test_beyond_a_maximum(limits: pb.Limits, said: str) -> None:
 
 def test_at_a_maximum() -> None:
     limits = pb.Limits(2**30, 0, 2.0, 200, 100, 50, [pb.Rlimit("nofile", 64, 64)], 0, oom_score_adj=-10)
-    assert limited(limits=limits).cgroup_limits == LIMITED.limits.cgroup_maxima
+    bounds = {**LIMITED.limits.bounds, "rlimits": {"nofile": (64, 64), "core": (0, 0)}}
+    assert limited(limits=limits).limits == bounds
 
 
 # What the policy bounds: the bound is the default of who asks for nothing, and nothing is judged.
@@ -606,15 +632,21 @@ def test_who_asks_for_nothing_gets_what_the_policy_allows_at_most() -> None:
         assert (spec.timeout_s, spec.stop_grace_s) == (30, 2.5)
         # Where all would be kept by default, the bound brings the usual way to keep to it.
         assert (spec.output_max_bytes, spec.output_policy) == (500, OutputPolicy.DROP_HEAD)
-        assert spec.cgroup_limits == CgroupLimits(2**20, 0, 1.5, None, 9, 50)
-        assert all(isinstance(value, int) for value in (spec.output_max_bytes, spec.cgroup_limits.memory_max_bytes))
-        assert spec.process_limits.rlimits == {"nofile": (32, 32), "core": (0, 0)}
-        assert spec.process_limits.oom_score_adj is None
+        nice = {"nice": 7} if defaults is LIMITED else {}
+        assert spec.limits == {
+            "memory_max_bytes": 2**20,
+            "swap_max_bytes": 0,
+            "cpu_max_cores": 1.5,
+            "pids_max": 9,
+            "io_weight": 50,
+            "rlimits": {"nofile": (32, 32), "core": (0, 0)},
+            **nice,
+        }
+        assert all(isinstance(value, int) for value in (spec.output_max_bytes, spec.limits["memory_max_bytes"]))
     # Stricter defaults stay.
     strict = DEFAULTS._replace(timeout_s=1.0, output_max_bytes=7, output_policy=OutputPolicy.STOP)
     assert (bounded(strict).timeout_s, bounded(strict).output_max_bytes) == (1, 7)
     assert bounded(strict).output_policy is OutputPolicy.STOP
-    assert bounded(LIMITED).process_limits.nice == 7
     assert DEFAULTS.within({}) is DEFAULTS
 
 
@@ -622,8 +654,14 @@ def test_what_is_asked_for_stays_for_the_policy_to_judge() -> None:
     limits = pb.Limits(memory_max_bytes=0, pids_max=50, rlimits=[pb.Rlimit("nofile", 64)], nice=0)
     spec = bounded(timeout=timedelta(0), output_max_bytes=0, limits=limits)
     assert (spec.timeout_s, spec.output_max_bytes) == (0, 0)
-    assert spec.cgroup_limits == CgroupLimits(None, 0, 1.5, None, 50, 50)
-    assert spec.process_limits == ProcessLimits({"nofile": (64, 64), "core": (0, 0)}, nice=0)
+    assert spec.limits == {
+        "swap_max_bytes": 0,
+        "cpu_max_cores": 1.5,
+        "pids_max": 50,
+        "io_weight": 50,
+        "rlimits": {"nofile": (64, 64), "core": (0, 0)},
+        "nice": 0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -637,16 +675,16 @@ def test_what_is_asked_for_stays_for_the_policy_to_judge() -> None:
     ],
 )
 def test_a_soft_limit_alone_brings_the_hard_one(asked: pb.Rlimit, limits: tuple[int, int | None]) -> None:
-    assert bounded(limits=pb.Limits(rlimits=[asked])).process_limits.rlimits[asked.name] == limits
+    assert bounded(limits=pb.Limits(rlimits=[asked])).limits["rlimits"][asked.name] == limits
     # Within both maxima, that of the worker and that of the policy.
     if limits[0] == 10 and asked.name == "nofile":
-        assert bounded(LIMITED, limits=pb.Limits(rlimits=[asked])).process_limits.rlimits[asked.name] == limits
+        assert bounded(LIMITED, limits=pb.Limits(rlimits=[asked])).limits["rlimits"][asked.name] == limits
 
 
 def test_a_maximum_asks_for_no_more_than_the_worker_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (5, 10))
     defaults = DEFAULTS.within({"rlimits.nofile": 1000}).limits
-    assert (defaults.process.rlimits["nofile"], defaults.rlimit_hards["nofile"]) == ((10, 10), 10)
+    assert (defaults.limits["rlimits"]["nofile"], defaults.rlimit_hards["nofile"]) == ((10, 10), 10)
 
 
 def test_states_to_list() -> None:

@@ -15,7 +15,7 @@ import pytest
 from tests.support.spawning import PATH, Launchpad, skip_unless_built
 from worker_svc.config import ConfigError, JobsConfig, PolicyConfig, SandboxConfig, Variables, load_config
 from worker_svc.config.policy_rules import RulesTable
-from worker_svc.job import CgroupLimits, Identity, JobSpec, OutputPolicy, ProcessLimits, Sandbox
+from worker_svc.job import Identity, JobSpec, Limits, OutputPolicy, Sandbox
 from worker_svc.policy import DEFAULT_RULE, CommandPolicy
 from worker_svc.policy.command_policy import Judged
 from worker_svc.supervisor.spawn import NATIVE, PYTHON, SpawnFailed
@@ -86,8 +86,8 @@ def test_rules_are_of_a_role_and_of_all() -> None:
     assert both.judge("operator", many).decision.rule == "policy.operator.max.args: 1"
 
 
-def nofile(hard: int) -> ProcessLimits:
-    return ProcessLimits({"nofile": (1, hard)})
+def nofile(hard: int) -> Limits:
+    return {"rlimits": {"nofile": (1, hard)}}
 
 
 @pytest.mark.parametrize(
@@ -125,15 +125,15 @@ def nofile(hard: int) -> ProcessLimits:
         (JobSpec("true", labels={"a": "b"}), {"max": {"labels": 0}}, "max.labels: 0"),
         (JobSpec("true", env={"a": "b"}), {"max": {"env": 0}}, "max.env: 0"),
         (JobSpec("true"), {"max": {"memory_max_bytes": 2**20}}, "max.memory_max_bytes: 1048576 (1M)"),
-        (JobSpec("true", cgroup_limits=CgroupLimits(2**20)), {"max": {"memory_max_bytes": 2**20}}, ""),
+        (JobSpec("true", limits={"memory_max_bytes": 2**20}), {"max": {"memory_max_bytes": 2**20}}, ""),
         (JobSpec("true"), {"max": {"cpu_weight": 100}}, ""),
-        (JobSpec("true", cgroup_limits=CgroupLimits(cpu_weight=9)), {"max": {"cpu_weight": 8}}, "max.cpu_weight: 8"),
-        (JobSpec("true", process_limits=ProcessLimits({"nofile": (1, None)})), {"max": {"rlimits.nofile": 9}},
+        (JobSpec("true", limits={"cpu_weight": 9}), {"max": {"cpu_weight": 8}}, "max.cpu_weight: 8"),
+        (JobSpec("true", limits={"rlimits": {"nofile": (1, None)}}), {"max": {"rlimits.nofile": 9}},
          "max.rlimits.nofile: 9"),
-        (JobSpec("true", process_limits=nofile(9)), {"max": {"rlimits.nofile": 9}}, ""),
-        (JobSpec("true", process_limits=nofile(10)), {"max": {"rlimits": {"nofile": 9}}}, "max.rlimits.nofile: 9"),
-        (JobSpec("true", process_limits=nofile(-1)), {"max": {"rlimits.nofile": 9}}, "max.rlimits.nofile: 9"),
-        (JobSpec("true", process_limits=ProcessLimits(nice=-1)), {"max": {"nice_min": 0}}, "max.nice_min: 0"),
+        (JobSpec("true", limits=nofile(9)), {"max": {"rlimits.nofile": 9}}, ""),
+        (JobSpec("true", limits=nofile(10)), {"max": {"rlimits": {"nofile": 9}}}, "max.rlimits.nofile: 9"),
+        (JobSpec("true", limits=nofile(-1)), {"max": {"rlimits.nofile": 9}}, "max.rlimits.nofile: 9"),
+        (JobSpec("true", limits={"nice": -1}), {"max": {"nice_min": 0}}, "max.nice_min: 0"),
         (JobSpec("true"), {"max": {"nice_min": 0}}, ""),
     ],
 )  # fmt: skip

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from worker_svc.cli.command import count
 from worker_svc.job.limit_texts import parse_cpus, parse_rlimit, parse_size, parse_umask
+from worker_svc.job.limits import BYTES, CPUS, DECIMAL, LIMITS, OCTAL, RLIMITS, WHOLE
 
 if TYPE_CHECKING:
     from worker_svc.pb.jobscheduler import Identity, Limits, Sandbox
@@ -20,26 +20,11 @@ class Add(Protocol):
 
 
 def add_limit_options(add: Add) -> None:
-    limits = "what the job may use"
-    add("--memory-max", group=limits, metavar="SIZE", type=_of(parse_size), help="memory: bytes, or 512M, 1.5G; 0: any")
-    add("--swap-max", group=limits, metavar="SIZE", type=_of(parse_size), help="swap, likewise; 0: none")
-    add("--cpus", group=limits, metavar="N", type=_cores, help="CPU time per time: 1.5 is one and a half cores; 0: any")
-    add("--cpu-weight", group=limits, metavar="N", type=count, help="share of contended CPUs, 1 to 10000; usual is 100")
-    add("--pids-max", group=limits, metavar="N", type=count, help="processes and threads; 0: any")
-    add("--io-weight", group=limits, metavar="N", type=count, help="share of contended I/O, 1 to 10000; usual is 100")
-    add(
-        "--rlimit",
-        group=limits,
-        metavar="NAME=SOFT[:HARD]",
-        type=_of(parse_rlimit),
-        action="append",
-        default=[],
-        help="of setrlimit(2), repeatable: nofile=1024:4096, core=0, stack=unlimited",
-    )
-    add("--nice", group=limits, metavar="N", type=_whole, help="from -20, most favoured, to 19")
-    add("--cpu-affinity", group=limits, metavar="CPUS", type=_of(parse_cpus), default=(), help="CPUs to run on: 0,2-3")
-    add("--umask", group=limits, metavar="OCTAL", type=_of(parse_umask), help="permissions new files do not get: 027")
-    add("--oom-score-adj", group=limits, metavar="N", type=_whole, help="from -1000 to 1000: kill it late or early")
+    for limit in LIMITS:
+        options: dict[str, Any] = {"type": _PARSERS[limit.kind], "dest": limit.name}
+        if limit.kind == RLIMITS:
+            options |= {"action": "append", "default": []}
+        add(limit.flag, group="what the job may use", metavar=limit.metavar, help=limit.help, **options)
     who = "as whom it runs"
     add("--user", group=who, metavar="USER", default="", help="name or number; needs a worker that runs as root")
     add("--group", group=who, metavar="GROUP", default="", help="name or number (default: the user's own)")
@@ -57,20 +42,10 @@ def limits_of(arguments: argparse.Namespace) -> Limits | None:
     """None: nothing was asked for."""
     from worker_svc.pb.jobscheduler import Limits, Rlimit
 
-    fields: dict[str, Any] = {
-        "memory_max_bytes": arguments.memory_max,
-        "swap_max_bytes": arguments.swap_max,
-        "cpu_max_cores": arguments.cpus,
-        "cpu_weight": arguments.cpu_weight,
-        "pids_max": arguments.pids_max,
-        "io_weight": arguments.io_weight,
-        "rlimits": [Rlimit(name=name, soft=soft, hard=hard) for name, (soft, hard) in arguments.rlimit],
-        "nice": arguments.nice,
-        "cpu_affinity": list(arguments.cpu_affinity),
-        "umask": arguments.umask,
-        "oom_score_adj": arguments.oom_score_adj,
-    }
-    given = {name: value for name, value in fields.items() if value is not None and value != []}
+    given = {limit.name: getattr(arguments, limit.name) for limit in LIMITS}
+    given = {name: value for name, value in given.items() if value not in (None, [])}
+    if "rlimits" in given:
+        given["rlimits"] = [Rlimit(name=name, soft=soft, hard=hard) for name, (soft, hard) in given["rlimits"]]
     return Limits(**given) if given else None
 
 
@@ -131,3 +106,13 @@ def _cores(text: str) -> float:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")] if text.strip() else []
+
+
+_PARSERS: Final[dict[str, Callable[[str], Any]]] = {
+    BYTES: _of(parse_size),
+    DECIMAL: _cores,
+    WHOLE: _whole,
+    OCTAL: _of(parse_umask),
+    CPUS: _of(lambda text: list(parse_cpus(text))),
+    RLIMITS: _of(parse_rlimit),
+}

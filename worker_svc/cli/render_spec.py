@@ -15,21 +15,27 @@ def limits_line(limits: Limits | None, human_size: Callable[[int], str]) -> str:
     if limits is None:
         return ""
     from worker_svc.job.limit_texts import cpus_text
+    from worker_svc.job.limits import LIMITS
 
-    plain = {
-        "memory": limits.memory_max_bytes if limits.memory_max_bytes is None else human_size(limits.memory_max_bytes),
-        "swap": limits.swap_max_bytes if limits.swap_max_bytes is None else human_size(limits.swap_max_bytes),
-        "cpus": limits.cpu_max_cores if limits.cpu_max_cores is None else f"{limits.cpu_max_cores:g}",
-        "cpu weight": limits.cpu_weight,
-        "pids": limits.pids_max,
-        "io weight": limits.io_weight,
-        **{one.name: _rlimit(one) for one in limits.rlimits},
-        "nice": limits.nice,
-        "on cpus": cpus_text(limits.cpu_affinity) or None,
-        "umask": limits.umask if limits.umask is None else f"{limits.umask:04o}",
-        "oom score": limits.oom_score_adj,
-    }
-    return "; ".join(f"{name} {value}" for name, value in plain.items() if value is not None)
+    said: list[str] = []
+    for limit in LIMITS:
+        value = getattr(limits, limit.name)
+        match limit.kind:
+            case _ if value in (None, []):
+                continue
+            case "rlimits":
+                said += [f"{one.name} {_rlimit(one)}" for one in value]
+                continue
+            case "bytes":
+                value = human_size(value)
+            case "decimal":
+                value = f"{value:g}"
+            case "octal":
+                value = f"{value:04o}"
+            case "cpus":
+                value = cpus_text(value)
+        said.append(f"{limit.word} {value}")
+    return "; ".join(said)
 
 
 def _rlimit(one: Rlimit) -> str:
@@ -64,19 +70,11 @@ def sandbox_line(sandbox: Sandbox | None) -> str:
 def limits_json(limits: Limits | None) -> dict[str, Any] | None:
     if limits is None:
         return None
-    return {
-        "memory_max_bytes": limits.memory_max_bytes,
-        "swap_max_bytes": limits.swap_max_bytes,
-        "cpu_max_cores": limits.cpu_max_cores,
-        "cpu_weight": limits.cpu_weight,
-        "pids_max": limits.pids_max,
-        "io_weight": limits.io_weight,
-        "rlimits": {one.name: {"soft": one.soft, "hard": one.hard} for one in limits.rlimits},
-        "nice": limits.nice,
-        "cpu_affinity": list(limits.cpu_affinity),
-        "umask": limits.umask,
-        "oom_score_adj": limits.oom_score_adj,
-    }
+    from worker_svc.job.limits import LIMITS
+
+    shown = {limit.name: getattr(limits, limit.name) for limit in LIMITS}
+    rlimits = {one.name: {"soft": one.soft, "hard": one.hard} for one in limits.rlimits}
+    return {**shown, "rlimits": rlimits, "cpu_affinity": list(limits.cpu_affinity)}
 
 
 def identity_json(identity: Identity | None) -> dict[str, Any] | None:

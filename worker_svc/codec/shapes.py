@@ -16,7 +16,8 @@ from worker_svc.codec import wire
 from worker_svc.codec.lean import make_lean
 from worker_svc.codec.times import datetime_of, duration_fields, timedelta_of, timestamp_fields
 from worker_svc.job import ARGS_MAX, ENV_MAX, LABELS_MAX, InvalidArgument
-from worker_svc.job.limits import CPU_NUMBER_MAX, GROUPS_MAX, PATHS_MAX
+from worker_svc.job.identity import GROUPS_MAX, PATHS_MAX
+from worker_svc.job.limits import BY_NAME
 from worker_svc.pb import jobscheduler
 from worker_svc.pb.descriptors import FILES
 
@@ -44,7 +45,7 @@ _MOST: Final = {
     "StartJobReq.args": ARGS_MAX,
     "StartJobReq.env": ENV_MAX,
     "StartJobReq.labels": LABELS_MAX,
-    "Limits.cpu_affinity": CPU_NUMBER_MAX + 1,
+    "Limits.cpu_affinity": int(BY_NAME["cpu_affinity"].high) + 1,
     "Groups.names": GROUPS_MAX,
     "Sandbox.read_only_paths": PATHS_MAX,
     "Sandbox.read_write_paths": PATHS_MAX,

@@ -3,7 +3,6 @@
 import math
 import os
 import re
-import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +13,9 @@ import tomli
 from worker_svc.config.address import MAX_UNIX_PATH_BYTES, Address
 from worker_svc.config.errors import Fault, Invalid
 from worker_svc.config.values import Variables, quote, show, show_type
+from worker_svc.job import DURATION_MAX_S, parse_signal, signal_name
 
 T_co = TypeVar("T_co", covariant=True)
-
-MAX_SECONDS = 10 * 365 * 86400
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:inf|nan)", re.ASCII)
@@ -100,7 +98,7 @@ class Whole(Kind[int]):
 @dataclass(frozen=True, slots=True)
 class Seconds(Kind[float]):
     low: float = 0
-    high: float = MAX_SECONDS
+    high: float = DURATION_MAX_S
     type_name = "float"
 
     @property
@@ -157,37 +155,12 @@ class SignalName(Kind[str]):
     expects = 'a signal, by name ("SIGTERM" or "TERM") or by number as text ("15")'
 
     def from_toml(self, value: object) -> str:
-        if isinstance(value, str):
-            number = _signal_number(value.strip().upper())
-            if number in signal.valid_signals():
-                return _signal_name(number)
-        raise self.refuse(value)
-
-
-def signal_number(name: str) -> int:
-    """The number of a signal by its canonical name, as `SignalName` gives it."""
-    return _signal_number(name)
-
-
-def _signal_number(text: str) -> int:
-    """0 when there is none such."""
-    if re.fullmatch(r"[0-9]{1,3}", text, re.ASCII):
-        return int(text)
-    name = text if text.startswith("SIG") else f"SIG{text}"
-    if match := re.fullmatch(r"SIGRT(MIN\+|MAX-)([0-9]{1,2})", name, re.ASCII):
-        # The real-time signals between the ends have no names of their own.
-        step = int(match[2])
-        number = signal.SIGRTMIN + step if match[1] == "MIN+" else signal.SIGRTMAX - step
-        return number if signal.SIGRTMIN <= number <= signal.SIGRTMAX else 0
-    found = signal.Signals.__members__.get(name)
-    return 0 if found is None else found.value
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"SIGRTMIN+{number - signal.SIGRTMIN}"
+        if not isinstance(value, str):
+            raise self.refuse(value)
+        try:
+            return signal_name(parse_signal(value))
+        except ValueError:
+            raise self.refuse(value) from None
 
 
 class FilePath(Kind[Path | None]):

@@ -1,10 +1,11 @@
-"""The sections that say what a job may use and see: as declared in `sections`, with what the worker makes of them."""
+"""The sections that say what a job may use and see; the keys of `[limits]` come from the table in `job/limits`."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 from worker_svc.config.declare import Conflict, Section, declare
-from worker_svc.config.kinds import Bool
+from worker_svc.config.kinds import Bool, Kind
 from worker_svc.config.limit_kinds import (
     CpuNumbers,
     MaybeBytes,
@@ -15,127 +16,98 @@ from worker_svc.config.limit_kinds import (
     rlimit_maxima,
     rlimits,
 )
-from worker_svc.job import CgroupLimits, ProcessLimits, Sandbox
-from worker_svc.job.cgroup_limits import (
-    CPU_CORES_CEILING,
-    CPU_CORES_FLOOR,
-    MEMORY_MAX_FLOOR_BYTES,
-    PIDS_CEILING,
-    WEIGHT_DEFAULT,
-    WEIGHT_MAX,
-    amount_text,
-)
+from worker_svc.job import Limits, Sandbox
 from worker_svc.job.limit_texts import parse_cpus, parse_rlimit, parse_umask
-from worker_svc.job.limits import UNLIMITED
+from worker_svc.job.limits import BY_NAME, LIMITS, RLIMITS, UNLIMITED, Limit, amount_text
 
-_LIMIT_DOC = "The most that a request may ask for, and what a job has where nobody says otherwise. Empty: no maximum."
-_BYTES_MAX = 2**63 - 1
+_BOUND_DOCS: Final = {
+    "max": "The most that a request may ask for, and what a job has where nobody says otherwise. Empty: no maximum.",
+    "min": "The lowest that a request may ask for. Empty: any.",
+}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LimitsConfig(Section):
+def _kind_of(limit: Limit) -> Kind[Any]:
+    match limit.kind:
+        case "bytes":
+            return MaybeBytes(int(limit.low), int(limit.high))
+        case "decimal":
+            return MaybeDecimal(limit.low, limit.high)
+        case "octal":
+            return Umask()
+        case "cpus":
+            return CpuNumbers()
+        case "rlimits":
+            return rlimits()
+    return MaybeWhole(int(limit.low), int(limit.high))
+
+
+def _fields() -> Iterator[tuple[str, Any, Any]]:
+    for limit in LIMITS:
+        is_list = limit.kind == RLIMITS
+        yield limit.name, Any, declare([] if is_list else "", _kind_of(limit), limit.doc)
+        if is_list:
+            text = 'The most that hard limits may be, "NAME=HARD", and what jobs have where nobody says otherwise.'
+            yield limit.bound_key, Any, declare([], rlimit_maxima(), text)
+        elif limit.bound:
+            doc = "The most that a request may ask for. Empty: no maximum." if limit.usual else _BOUND_DOCS[limit.bound]
+            yield limit.bound_key, Any, declare("", _kind_of(limit), doc)
+
+
+class _Limits(Section):
     """What a job may use, where the request does not say otherwise, and the most that a request may ask for."""
 
-    memory_max_bytes: int | None = declare(
-        "", MaybeBytes(MEMORY_MAX_FLOOR_BYTES, _BYTES_MAX), "Memory of a job as a whole. Empty: no limit."
-    )
-    memory_max_bytes_limit: int | None = declare("", MaybeBytes(MEMORY_MAX_FLOOR_BYTES, _BYTES_MAX), _LIMIT_DOC)
-    swap_max_bytes: int | None = declare("", MaybeBytes(0, _BYTES_MAX), "Swap of a job as a whole. Empty: no limit.")
-    swap_max_bytes_limit: int | None = declare("", MaybeBytes(0, _BYTES_MAX), _LIMIT_DOC)
-    cpu_max_cores: float | None = declare(
-        "",
-        MaybeDecimal(CPU_CORES_FLOOR, CPU_CORES_CEILING),
-        "CPU time per time that a job may take: 1.5 is one and a half cores. Empty: no limit.",
-    )
-    cpu_max_cores_limit: float | None = declare("", MaybeDecimal(CPU_CORES_FLOOR, CPU_CORES_CEILING), _LIMIT_DOC)
-    cpu_weight: int | None = declare(
-        "",
-        MaybeWhole(1, WEIGHT_MAX),
-        "A job's share of contended CPUs against other jobs. Empty: 100, the kernel's.",
-    )
-    cpu_weight_limit: int | None = declare(
-        "", MaybeWhole(1, WEIGHT_MAX), "The most that a request may ask for. Empty: no maximum."
-    )
-    pids_max: int | None = declare(
-        "", MaybeWhole(1, PIDS_CEILING), "Processes and threads of a job as a whole. Empty: no limit."
-    )
-    pids_max_limit: int | None = declare("", MaybeWhole(1, PIDS_CEILING), _LIMIT_DOC)
-    io_weight: int | None = declare(
-        "", MaybeWhole(1, WEIGHT_MAX), "A job's share of contended I/O against other jobs. Empty: 100, as the kernel's."
-    )
-    io_weight_limit: int | None = declare(
-        "", MaybeWhole(1, WEIGHT_MAX), "The most that a request may ask for. Empty: no maximum."
-    )
-    rlimits: tuple[str, ...] = declare(
-        [],
-        rlimits(),
-        'Limits of setrlimit(2) for each process, "NAME=SOFT", "NAME=SOFT:HARD", also "unlimited".',
-    )
-    rlimits_limit: tuple[str, ...] = declare(
-        [],
-        rlimit_maxima(),
-        'The most that hard limits may be, "NAME=HARD", and what jobs have where nobody says otherwise.',
-    )
-    nice: int | None = declare("", MaybeWhole(-20, 19), "Nice value. Empty: the worker's own.")
-    nice_min: int | None = declare(
-        "", MaybeWhole(-20, 19), "The lowest, most favoured, that a request may ask for. Empty: any."
-    )
-    cpu_affinity: str = declare("", CpuNumbers(), "CPUs that jobs may run on. Empty: those that the worker may use.")
-    umask: str = declare("", Umask(), "Permissions that new files do not get, in octal. Empty: the worker's own.")
-    oom_score_adj: int | None = declare(
-        "", MaybeWhole(-1000, 1000), "How willingly the kernel kills jobs when memory is out. Empty: as the worker."
-    )
-    oom_score_adj_min: int | None = declare(
-        "", MaybeWhole(-1000, 1000), "The lowest that a request may ask for. Empty: any."
-    )
+    __slots__ = ()
 
     def conflicts(self) -> Iterator[Conflict]:
-        for name, value, most in zip(CgroupLimits._fields, self._asked, self.cgroup_maxima, strict=True):
-            if value is not None and most is not None and value > most:
-                text = (
-                    f"{name} {amount_text(name, value)} must not be more than {name}_limit, {amount_text(name, most)}"
-                )
-                yield (name, f"{name}_limit"), text
-        for name in ("nice", "oom_score_adj"):
-            value, least = getattr(self, name), getattr(self, f"{name}_min")
-            if value is not None and least is not None and value < least:
-                yield (name, f"{name}_min"), f"{name} {value} must not be less than {name}_min, {least}"
-        maxima = self.rlimit_maxima
-        for name, (_, hard) in map(parse_rlimit, self.rlimits):
-            if name in maxima and not UNLIMITED < hard <= maxima[name]:
-                yield ("rlimits", "rlimits_limit"), f"{name} must not be more than in rlimits_limit, {maxima[name]}"
+        defaults = self.defaults
+        for name, bound in self.bounds.items():
+            limit = BY_NAME[name]
+            value, key = defaults.get(name), limit.bound_key
+            if limit.kind == RLIMITS:
+                for rlimit, (_, hard) in (value or {}).items():
+                    if rlimit in bound and not UNLIMITED < hard <= bound[rlimit]:
+                        yield (name, key), f"{rlimit} must not be more than in {key}, {bound[rlimit]}"
+            elif value is not None and limit.is_beyond(value, bound):
+                than = "less than" if limit.bound == "min" else "more than"
+                text = f"{name} {amount_text(limit, value)} must not be {than} {key}, {amount_text(limit, bound)}"
+                yield (name, key), text
 
     @property
-    def _asked(self) -> CgroupLimits:
-        return CgroupLimits(*(getattr(self, name) for name in CgroupLimits._fields))
+    def defaults(self) -> Limits:
+        """What a job has that asks for nothing, without what follows from the bounds."""
+        values = {limit.name: _value_of(limit, getattr(self, limit.name)) for limit in LIMITS}
+        return {name: value for name, value in values.items() if value not in (None, (), {})}
 
     @property
-    def cgroup_maxima(self) -> CgroupLimits:
-        return CgroupLimits(*(getattr(self, f"{name}_limit") for name in CgroupLimits._fields))
+    def bounds(self) -> Limits:
+        """By the limit's name; of `rlimits` the name of each → its hard limit."""
+        values = {limit.name: getattr(self, limit.bound_key) for limit in LIMITS if limit.bound}
+        values["rlimits"] = {name: hard for name, (_, hard) in map(parse_rlimit, values["rlimits"])}
+        return {name: value for name, value in values.items() if value not in (None, {})}
 
-    @property
-    def cgroup_defaults(self) -> CgroupLimits:
-        """Where nothing is asked for: the default, or else the maximum (no weight above the kernel's own)."""
-        maxima = self.cgroup_maxima
-        for name in ("cpu_weight", "io_weight"):
-            if (getattr(maxima, name) or 0) >= WEIGHT_DEFAULT:
-                maxima = maxima._replace(**{name: None})
-        return self._asked.over(maxima)
 
-    @property
-    def rlimit_maxima(self) -> dict[str, int]:
-        return {name: hard for name, (_, hard) in map(parse_rlimit, self.rlimits_limit)}
+def _value_of(limit: Limit, value: Any) -> Any:
+    """As a spec has it; None, or empty, where nothing is set."""
+    match limit.kind:
+        case "octal":
+            return parse_umask(value) if value else None
+        case "cpus":
+            return parse_cpus(value) if value else ()
+        case "rlimits":
+            return dict(map(parse_rlimit, value))
+    return value
 
-    @property
-    def process_defaults(self) -> ProcessLimits:
-        """Without the maxima."""
-        return ProcessLimits(
-            {**dict(map(parse_rlimit, self.rlimits))},
-            self.nice,
-            parse_cpus(self.cpu_affinity) if self.cpu_affinity else (),
-            parse_umask(self.umask) if self.umask else None,
-            self.oom_score_adj,
-        )
+
+if TYPE_CHECKING:
+
+    class LimitsConfig(_Limits):
+        def __init__(self, **values: Any) -> None: ...
+
+else:
+    LimitsConfig = make_dataclass(
+        "LimitsConfig", _fields(), bases=(_Limits,), frozen=True, slots=True, kw_only=True,
+        namespace={"__doc__": _Limits.__doc__},
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

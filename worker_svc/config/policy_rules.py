@@ -13,38 +13,21 @@ from worker_svc.config.errors import Fault, Invalid, did_you_mean
 from worker_svc.config.kinds import Bool, Kind
 from worker_svc.config.limit_kinds import Listed
 from worker_svc.config.values import Table, quote, show, show_type
-from worker_svc.job.cgroup_limits import (
-    CPU_CORES_CEILING,
-    CPU_CORES_FLOOR,
-    MEMORY_MAX_FLOOR_BYTES,
-    PIDS_CEILING,
-    WEIGHT_MAX,
-)
-from worker_svc.job.limits import RLIMIT_MAX, RLIMIT_NAMES
+from worker_svc.job.limits import INT64_MAX, LIMITS, RLIMIT_NAMES, RLIMITS
 from worker_svc.job.spec import DURATION_MAX_S
 
-_BYTES_MAX: Final = 2**63 - 1
 # What a job has that a rule can bound, and from where to where a bound makes sense: it can become a job's own limit.
 MAXIMA: Final[dict[str, tuple[float, float]]] = {
-    **dict.fromkeys(("args", "env", "labels", "stdin_bytes"), (0, _BYTES_MAX)),
+    **dict.fromkeys(("args", "env", "labels", "stdin_bytes"), (0, INT64_MAX)),
     "timeout_s": (A_MOMENT_S, DURATION_MAX_S),
     "stop_grace_s": (0, DURATION_MAX_S),
-    "output_max_bytes": (1, _BYTES_MAX),
-    "oom_score_adj_min": (-1000, 1000),
-    "nice_min": (-20, 19),
-    "memory_max_bytes": (MEMORY_MAX_FLOOR_BYTES, _BYTES_MAX),
-    "swap_max_bytes": (0, _BYTES_MAX),
-    "cpu_max_cores": (CPU_CORES_FLOOR, CPU_CORES_CEILING),
-    "cpu_weight": (1, WEIGHT_MAX),
-    "pids_max": (1, PIDS_CEILING),
-    "io_weight": (1, WEIGHT_MAX),
-    **{f"rlimits.{name}": (0, RLIMIT_MAX) for name in RLIMIT_NAMES},
+    "output_max_bytes": (1, INT64_MAX),
+    **{limit.policy_key: (limit.low, limit.high) for limit in LIMITS if limit.bound and limit.kind != RLIMITS},
+    **{f"rlimits.{name}": (0, INT64_MAX) for name in RLIMIT_NAMES},
 }
 # Of these too little is too much.
-MINIMA: Final = ("oom_score_adj_min", "nice_min")
-
-
-_NO_WALLS: Final = ("cpu_affinity", "umask")
+MINIMA: Final = {limit.policy_key: limit for limit in LIMITS if limit.bound == "min"}
+_NO_WALLS: Final = tuple(limit.name for limit in LIMITS if not limit.bound)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,12 +31,12 @@ from worker_svc.config.kinds import (
     VariableNames,
     VariableTable,
     Whole,
-    signal_number,
 )
 from worker_svc.config.limit_kinds import Umask
 from worker_svc.config.limit_sections import LimitsConfig, SandboxConfig
 from worker_svc.config.transport_section import TransportConfig
 from worker_svc.config.values import Variables, toml_value
+from worker_svc.job import parse_signal
 
 OutputPolicyName = Literal["drop_head", "stop", "none"]
 ContainmentName = Literal["auto", "cgroup", "subreaper"]
@@ -206,7 +206,7 @@ class JobsConfig(Section):
 
     @property
     def stop_signal_number(self) -> int:
-        return signal_number(self.stop_signal)
+        return parse_signal(self.stop_signal)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

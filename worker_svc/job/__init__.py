@@ -4,7 +4,6 @@ Pure: no I/O, standard library only, and light, since the supervisor imports it 
 cost it a megabyte).
 """
 
-from worker_svc.job.cgroup_limits import CgroupLimits
 from worker_svc.job.errors import (
     ERRORS,
     DeadlineExceeded,
@@ -21,6 +20,7 @@ from worker_svc.job.errors import (
     fault_text,
     unicode_text,
 )
+from worker_svc.job.identity import Identity, Sandbox
 from worker_svc.job.lifecycle import (
     Event,
     Exit,
@@ -33,7 +33,7 @@ from worker_svc.job.lifecycle import (
     next_state,
     outcome_of,
 )
-from worker_svc.job.limits import Identity, ProcessLimits, Sandbox
+from worker_svc.job.limits import Limits
 from worker_svc.job.records import JobRecord, Transition
 from worker_svc.job.secrets import NO_SECRETS, SecretEnv
 from worker_svc.job.signals import parse_signal, signal_name
@@ -70,7 +70,6 @@ __all__ = [
     "LABEL_VALUE_MAX_BYTES",
     "NO_SECRETS",
     "STDIN_MAX_BYTES",
-    "CgroupLimits",
     "CheckedFile",
     "DeadlineExceeded",
     "Event",
@@ -85,12 +84,12 @@ __all__ = [
     "JobSpec",
     "JobState",
     "LeaderExit",
+    "Limits",
     "OutOfRange",
     "Outcome",
     "OutputPolicy",
     "PermissionDenied",
     "PreconditionFailed",
-    "ProcessLimits",
     "ResourceExhausted",
     "Sandbox",
     "SecretEnv",

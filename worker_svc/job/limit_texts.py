@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from worker_svc.job.limits import CPU_NUMBER_MAX, RLIMIT_MAX, RLIMIT_NAMES, UNLIMITED
+from worker_svc.job.limits import BY_NAME, INT64_MAX, RLIMIT_NAMES, UNLIMITED
 
 _UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -40,7 +40,7 @@ def _amount(text: str) -> int:
     text = text.strip().lower()
     if text in ("unlimited", "infinity"):
         return UNLIMITED
-    if not (text.isascii() and text.isdigit() and int(text) <= RLIMIT_MAX):
+    if not (text.isascii() and text.isdigit() and int(text) <= INT64_MAX):
         raise ValueError(f'a limit must be a whole number from 0 up, or "unlimited", not {text!r}')
     return int(text)
 
@@ -51,7 +51,7 @@ def parse_cpus(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,5})(?:-([0-9]{1,5}))?\s*", part, re.ASCII)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not first <= last <= CPU_NUMBER_MAX:
+        if not first <= last <= BY_NAME["cpu_affinity"].high:
             raise ValueError(f"must be CPU numbers such as 0,2-3, not {text!r}")
         found.update(range(first, last + 1))
     return tuple(sorted(found))

@@ -1,7 +1,17 @@
-"""What holds for each process of a job: limits, identity, sandbox. What holds for its whole tree is the cgroup's."""
+"""What a job may use of the machine: one table, one row a limit.
+
+Everything that knows limits by name reads the rows: the sections of the configuration, the maxima of a policy, the
+messages, the options of the command line, what `query` shows, and the table in docs/limits.md. A new limit is one row,
+one field in the .proto, and what enforces it (`containment/groups.py` writes the cgroup files by this table;
+`spawn/steps.py` has the limits of a process).
+
+A job's limits are a dict by the names of the rows; a limit that is not there is not set. How people write values is in
+`limit_texts`, which the supervisor does not load.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final, NamedTuple
 
 from worker_svc.job.errors import InvalidArgument
@@ -12,150 +22,185 @@ RLIMIT_NAMES: Final = (
     "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
     "rttime", "sigpending", "stack",
 )  # fmt: skip
+# Of rlimits, on the wire and in setrlimit(2): no limit. Of every other limit that is said by leaving it out.
 UNLIMITED: Final = -1
-RLIMIT_MAX: Final = 2**63 - 1
-CPU_NUMBER_MAX: Final = 8191
-PATHS_MAX: Final = 256
-GROUPS_MAX: Final = 1024
-_NAME_MAX_BYTES: Final = 256
-# PATH_MAX of limits.h without its NUL: the kernel takes no longer path.
-PATH_MAX_BYTES: Final = 4095
+INT64_MAX: Final = 2**63 - 1
+
+BYTES: Final = "bytes"
+DECIMAL: Final = "decimal"
+WHOLE: Final = "whole"
+OCTAL: Final = "octal"
+CPUS: Final = "cpus"
+RLIMITS: Final = "rlimits"
+
+_UNITS: Final = (("T", 2**40), ("G", 2**30), ("M", 2**20), ("K", 2**10))
+
+Limits = dict[str, Any]
+"""Name of a row → value: int or float; of `cpu_affinity` a tuple of CPU numbers; of `rlimits` a dict of name → soft and
+hard limit, -1 for unlimited, hard None for the one that the job inherits. Never changed once it is part of a spec."""
 
 
-class ProcessLimits(NamedTuple):
-    """Limits of each single process; None, like an absent name, is what the supervisor itself has."""
+class Limit(NamedTuple):
+    name: str
+    """In the messages, in `[limits]`, in a policy's `max`, in errors."""
+    kind: str
+    low: float
+    high: float
+    doc: str
+    """For whom configures it; says what holds when it is left empty."""
+    flag: str
+    """Of `start` and `run`."""
+    metavar: str
+    help: str
+    word: str
+    """In the line that `query` shows."""
+    file: str = ""
+    """The cgroup file that holds it for the whole tree of a job; empty: it holds for each single process."""
+    bound: str = ""
+    """Which end of it a worker and a policy can bound, `max` or `min`; empty: a job can change it at will anyway."""
+    zero_is_none: bool = False
+    """Whether asking for zero asks for no limit."""
+    usual: int | None = None
+    """What the kernel gives a job that asks for none."""
 
-    rlimits: dict[str, tuple[int, int | None]] = {}  # noqa: RUF012 - never mutated; NamedTuple has no default_factory
-    """Name (`nofile`, `as` …) → soft and hard limit, -1 for unlimited. Hard None: only the soft one is set, which the
-    job may raise up to the hard one it inherits."""
-    nice: int | None = None
-    cpu_affinity: tuple[int, ...] = ()
-    """CPU numbers; empty: all that the supervisor may use."""
-    umask: int | None = None
-    oom_score_adj: int | None = None
+    @property
+    def controller(self) -> str:
+        return self.file.partition(".")[0]
 
-    def validate(self, prefix: str = "limits") -> None:
-        """Raises InvalidArgument for the first field that is malformed, whatever the machine."""
-        for name, (soft, hard) in self.rlimits.items():
-            field = f"{prefix}.rlimits.{name_of(name)}"
-            if name not in RLIMIT_NAMES:
-                raise InvalidArgument(field, f"there is no such limit: use one of {', '.join(RLIMIT_NAMES)}")
-            _check_range(field, soft, UNLIMITED, RLIMIT_MAX)
-            if hard is None:
-                continue
-            _check_range(field, hard, UNLIMITED, RLIMIT_MAX)
-            if hard != UNLIMITED and (soft == UNLIMITED or soft > hard):
-                raise InvalidArgument(field, f"the soft limit {_limit(soft)} must not exceed the hard limit {hard}")
-        if self.nice is not None:
-            _check_range(f"{prefix}.nice", self.nice, -20, 19)
-        for number in self.cpu_affinity:
-            _check_range(f"{prefix}.cpu_affinity", number, 0, CPU_NUMBER_MAX)
-        if self.umask is not None and not 0 <= self.umask <= 0o777:
-            raise InvalidArgument(f"{prefix}.umask", f"must be from 0 to 0777, not {self.umask:#o}")
-        if self.oom_score_adj is not None:
-            _check_range(f"{prefix}.oom_score_adj", self.oom_score_adj, -1000, 1000)
+    @property
+    def bound_key(self) -> str:
+        """In `[limits]`."""
+        return f"{self.name}_min" if self.bound == "min" else f"{self.name}_limit"
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object of the fields that are not at their defaults."""
-        return {name: value for name, value in self._asdict().items() if value != self._field_defaults[name]}
+    @property
+    def policy_key(self) -> str:
+        """In a policy's `max`."""
+        return f"{self.name}_min" if self.bound == "min" else self.name
 
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> ProcessLimits:
-        """The inverse of `to_json`; fields of a newer version are an error, TypeError."""
-        fields = _with_tuples(fields, "cpu_affinity")
-        if "rlimits" in fields:
-            fields["rlimits"] = {name: (soft, hard) for name, (soft, hard) in fields["rlimits"].items()}
-        return cls(**fields)
+    def is_beyond(self, value: float, bound: float) -> bool:
+        return value < bound if self.bound == "min" else value > bound
 
 
-class Identity(NamedTuple):
-    """As whom a job runs; names or ids, empty for the supervisor's own."""
-
-    user: str = ""
-    group: str = ""
-    """Empty: the user's primary group."""
-    groups: tuple[str, ...] | None = None
-    """Supplementary groups. None: those that the user has in the group database (initgroups(3)); empty: none."""
-    no_new_privs: bool = True
-    """Whether no program that the job runs can gain privileges: setuid and setgid bits and file capabilities are
-    ignored (PR_SET_NO_NEW_PRIVS)."""
-
-    def validate(self, prefix: str = "identity") -> None:
-        """Raises InvalidArgument for the first field that is malformed, whatever the machine."""
-        _check_name(f"{prefix}.user", self.user, may_be_empty=True)
-        _check_name(f"{prefix}.group", self.group, may_be_empty=True)
-        if self.groups is None:
-            return
-        if len(self.groups) > GROUPS_MAX:
-            raise InvalidArgument(f"{prefix}.groups", f"must be at most {GROUPS_MAX}, not {len(self.groups)}")
-        for name in self.groups:
-            _check_name(f"{prefix}.groups", name)
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object of the fields that are not at their defaults."""
-        return {name: value for name, value in self._asdict().items() if value != self._field_defaults[name]}
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Identity:
-        """The inverse of `to_json`; fields of a newer version are an error, TypeError."""
-        return cls(**_with_tuples(fields, "groups"))
-
-
-class Sandbox(NamedTuple):
-    """What of the machine a job gets to see. With any path given, nothing but the paths given can be reached (and
-    /dev/null, zero, full, random, urandom); `read_only_paths=("/",)` keeps all readable and runnable."""
-
-    read_only_paths: tuple[str, ...] = ()
-    """May be read, listed and executed, with all beneath."""
-    read_write_paths: tuple[str, ...] = ()
-    """May be changed too."""
-    private_tmp: bool = False
-    """An empty /tmp of its own, gone with the job's last process."""
-    no_network: bool = False
-    """A network namespace of its own that has only a loopback interface."""
-
-    def validate(self, prefix: str = "sandbox") -> None:
-        """Raises InvalidArgument for the first field that is malformed, whatever the machine."""
-        for name, paths in (("read_only_paths", self.read_only_paths), ("read_write_paths", self.read_write_paths)):
-            field = f"{prefix}.{name}"
-            if len(paths) > PATHS_MAX:
-                raise InvalidArgument(field, f"must be at most {PATHS_MAX}, not {len(paths)}")
-            for index, path in enumerate(paths):
-                if not path.startswith("/"):
-                    raise InvalidArgument(field, f"must be absolute paths, which entry {index} is not")
-                if "\0" in path:
-                    raise InvalidArgument(field, "must not contain a NUL character")
-                if len(path.encode("utf-8", "surrogateescape")) > PATH_MAX_BYTES:
-                    raise InvalidArgument(field, f"must be at most {PATH_MAX_BYTES} bytes each")
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object of the fields that are not at their defaults."""
-        return {name: value for name, value in self._asdict().items() if value != self._field_defaults[name]}
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Sandbox:
-        """The inverse of `to_json`; fields of a newer version are an error, TypeError."""
-        return cls(**_with_tuples(fields, "read_only_paths", "read_write_paths"))
+LIMITS: Final = (
+    Limit(
+        "memory_max_bytes", BYTES,
+        # Less would not even let a shell start: the job would end in an OOM kill that tells nobody anything.
+        1024 * 1024, INT64_MAX,
+        "Memory of a job as a whole. Empty: no limit.",
+        "--memory-max", "SIZE", "memory: bytes, or 512M, 1.5G; 0: any", "memory",
+        file="memory.max", bound="max", zero_is_none=True,
+    ),
+    Limit(
+        "swap_max_bytes", BYTES, 0, INT64_MAX, "Swap of a job as a whole. Empty: no limit.",
+        "--swap-max", "SIZE", "swap, likewise; 0: none", "swap", file="memory.swap.max", bound="max",
+    ),
+    Limit(
+        "cpu_max_cores", DECIMAL,
+        # The kernel refuses a quota below 1 ms (kernel/sched/core.c: min_cfs_quota_period), in our periods of 100 ms.
+        0.01, 100_000.0,
+        "CPU time per time that a job may take: 1.5 is one and a half cores. Empty: no limit.",
+        "--cpus", "N", "CPU time per time: 1.5 is one and a half cores; 0: any", "cpus",
+        file="cpu.max", bound="max", zero_is_none=True,
+    ),
+    Limit(
+        "cpu_weight", WHOLE, 1, 10_000, "A job's share of contended CPUs against other jobs. Empty: 100, the kernel's.",
+        "--cpu-weight", "N", "share of contended CPUs, 1 to 10000; usual is 100", "cpu weight",
+        file="cpu.weight", bound="max", zero_is_none=True, usual=100,
+    ),
+    Limit(
+        # The kernel's own ceiling is PID_MAX_LIMIT on 64 bits.
+        "pids_max", WHOLE, 1, 4 * 1024 * 1024, "Processes and threads of a job as a whole. Empty: no limit.",
+        "--pids-max", "N", "processes and threads; 0: any", "pids", file="pids.max", bound="max", zero_is_none=True,
+    ),
+    Limit(
+        "io_weight", WHOLE, 1, 10_000,
+        "A job's share of contended I/O against other jobs. Empty: 100, as the kernel's.",
+        "--io-weight", "N", "share of contended I/O, 1 to 10000; usual is 100", "io weight",
+        file="io.weight", bound="max", zero_is_none=True, usual=100,
+    ),
+    Limit(
+        "rlimits", RLIMITS, UNLIMITED, INT64_MAX,
+        'Limits of setrlimit(2) for each process, "NAME=SOFT", "NAME=SOFT:HARD", also "unlimited".',
+        "--rlimit", "NAME=SOFT[:HARD]", "of setrlimit(2), repeatable: nofile=1024:4096, core=0, stack=unlimited", "",
+        bound="max",
+    ),
+    Limit(
+        "nice", WHOLE, -20, 19, "Nice value. Empty: the worker's own.",
+        "--nice", "N", "from -20, most favoured, to 19", "nice", bound="min",
+    ),
+    Limit(
+        "cpu_affinity", CPUS, 0, 8191, "CPUs that jobs may run on. Empty: those that the worker may use.",
+        "--cpu-affinity", "CPUS", "CPUs to run on: 0,2-3", "on cpus",
+    ),
+    Limit(
+        "umask", OCTAL, 0, 0o777, "Permissions that new files do not get, in octal. Empty: the worker's own.",
+        "--umask", "OCTAL", "permissions new files do not get: 027", "umask",
+    ),
+    Limit(
+        "oom_score_adj", WHOLE, -1000, 1000,
+        "How willingly the kernel kills jobs when memory is out. Empty: as the worker.",
+        "--oom-score-adj", "N", "from -1000 to 1000: kill it late or early", "oom score", bound="min",
+    ),
+)  # fmt: skip
+NO_LIMITS: Final[Limits] = {}
+BY_NAME: Final = {limit.name: limit for limit in LIMITS}
+OF_TREE: Final = tuple(limit for limit in LIMITS if limit.file)
 
 
-def _with_tuples(fields: dict[str, Any], *names: str) -> dict[str, Any]:
-    """What JSON has made lists of; a copy."""
-    return {name: tuple(value) if name in names and value is not None else value for name, value in fields.items()}
+def check_limits(limits: Limits, prefix: str = "limits") -> None:
+    """Raises InvalidArgument for the first value that is out of range, whatever the machine."""
+    for name, value in limits.items():
+        limit, field = BY_NAME[name], f"{prefix}.{name}"
+        if limit.kind == RLIMITS:
+            for rlimit, (soft, hard) in value.items():
+                _check_rlimit(f"{field}.{name_of(rlimit)}", limit, rlimit, soft, hard)
+        elif limit.kind == CPUS:
+            for number in value:
+                _check_range(field, limit, number)
+        else:
+            _check_range(field, limit, value)
 
 
-def _check_range(field: str, value: int, least: int, most: int) -> None:
-    if not least <= value <= most:
-        raise InvalidArgument(field, f"must be from {least} to {most}, not {value}")
+def _check_range(field: str, limit: Limit, value: float) -> None:
+    if not (math.isfinite(value) and limit.low <= value <= limit.high):
+        low, high = amount_text(limit, limit.low), amount_text(limit, limit.high)
+        shown = f"{value:#o}" if limit.kind == OCTAL else value
+        raise InvalidArgument(field, f"must be from {low} to {high}, not {shown}")
 
 
-def _check_name(field: str, name: str, *, may_be_empty: bool = False) -> None:
-    if not name and not may_be_empty:
-        raise InvalidArgument(field, "must not be empty")
-    if not name.isprintable() or ":" in name:
-        raise InvalidArgument(field, f"is no name and no id: {name_of(name)!r}")
-    if len(name.encode()) > _NAME_MAX_BYTES:
-        raise InvalidArgument(field, f"must be at most {_NAME_MAX_BYTES} bytes")
+def _check_rlimit(field: str, limit: Limit, name: str, soft: int, hard: int | None) -> None:
+    if name not in RLIMIT_NAMES:
+        raise InvalidArgument(field, f"there is no such limit: use one of {', '.join(RLIMIT_NAMES)}")
+    _check_range(field, limit, soft)
+    if hard is None:
+        return
+    _check_range(field, limit, hard)
+    if hard != UNLIMITED and (soft == UNLIMITED or soft > hard):
+        shown = "unlimited" if soft == UNLIMITED else soft
+        raise InvalidArgument(field, f"the soft limit {shown} must not exceed the hard limit {hard}")
 
 
-def _limit(value: int) -> str:
-    return "unlimited" if value == UNLIMITED else str(value)
+def limits_from_json(fields: dict[str, Any]) -> Limits:
+    """What JSON has made of limits, as they were. Raises TypeError for a limit of a newer version."""
+    unknown = [name for name in fields if name not in BY_NAME]
+    if unknown:
+        raise TypeError(f"there is no limit {unknown[0]!r}")
+    limits = dict(fields)
+    if "cpu_affinity" in limits:
+        limits["cpu_affinity"] = tuple(limits["cpu_affinity"])
+    if "rlimits" in limits:
+        limits["rlimits"] = {name: (soft, hard) for name, (soft, hard) in dict(limits["rlimits"]).items()}
+    return limits
+
+
+def amount_text(limit: Limit | None, amount: float) -> str:
+    """All digits, and bytes also as people write them: `1048576 (1M)`. None: of something else that is counted."""
+    if isinstance(amount, float) and not amount.is_integer():
+        return f"{amount:g}"
+    whole = int(amount)
+    if limit is not None and limit.kind == OCTAL:
+        return f"0{whole:o}" if whole else "0"
+    if limit is None or limit.kind != BYTES or not whole:
+        return str(whole)
+    unit, factor = next(((unit, factor) for unit, factor in _UNITS if whole % factor == 0), ("", 1))
+    return f"{whole} ({whole // factor}{unit})" if unit else str(whole)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
-from worker_svc.job.cgroup_limits import CgroupLimits
 from worker_svc.job.errors import InvalidArgument
-from worker_svc.job.limits import PATH_MAX_BYTES, Identity, ProcessLimits, Sandbox
+from worker_svc.job.identity import PATH_MAX_BYTES, Identity, Sandbox
+from worker_svc.job.limits import Limits, check_limits, limits_from_json
 from worker_svc.job.secrets import NO_SECRETS
 from worker_svc.job.texts import name_of
 
@@ -94,8 +94,7 @@ class JobSpec(NamedTuple):
     output_max_bytes: int = 0
     """Zero: no limit."""
     output_policy: OutputPolicy = OutputPolicy.DROP_HEAD
-    process_limits: ProcessLimits = ProcessLimits()
-    cgroup_limits: CgroupLimits = CgroupLimits()
+    limits: Limits = {}  # noqa: RUF012
     identity: Identity = Identity()
     sandbox: Sandbox = Sandbox()
     leader_exit: LeaderExit = LeaderExit.KILL
@@ -155,8 +154,9 @@ class JobSpec(NamedTuple):
     def _validate_nested(self) -> None:
         # Most jobs ask for none of these, and are told so by one comparison.
         if self[_FIRST_NESTED:] != _DEFAULTS[_FIRST_NESTED:]:
-            for part in (self.process_limits, self.cgroup_limits, self.identity, self.sandbox):
-                part.validate()
+            check_limits(self.limits)
+            self.identity.validate()
+            self.sandbox.validate()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object of the fields that are not at their defaults, always with `command`."""
@@ -171,6 +171,10 @@ class JobSpec(NamedTuple):
     def from_json(cls, fields: dict[str, Any]) -> JobSpec:
         """The inverse of `to_json`; fields of a newer version are an error, TypeError."""
         fields = dict(fields)
+        # Specs recorded up to 0.1.0 have them apart.
+        apart = [fields.pop(name, {}) for name in ("process_limits", "cgroup_limits")]
+        if any(apart):
+            fields["limits"] = {**apart[0], **apart[1]}
         for name, kind in _KINDS.items():
             if name in fields:
                 fields[name] = kind(fields[name])
@@ -179,15 +183,14 @@ class JobSpec(NamedTuple):
 
 # Of `command`, which has none, nothing that it could be.
 _DEFAULTS: Final = tuple(JobSpec._field_defaults.get(name) for name in JobSpec._fields)
-_NESTED: Final = ("process_limits", "cgroup_limits", "identity", "sandbox")
-_FIRST_NESTED: Final = JobSpec._fields.index(_NESTED[0])
+_NESTED: Final = ("identity", "sandbox")
+_FIRST_NESTED: Final = JobSpec._fields.index("limits")
 # What JSON has no values of.
 _KINDS: Final[dict[str, Callable[[Any], Any]]] = {
     "args": tuple,
     "secret_env": tuple,
     "output_policy": OutputPolicy,
-    "process_limits": ProcessLimits.from_json,
-    "cgroup_limits": CgroupLimits.from_json,
+    "limits": limits_from_json,
     "identity": Identity.from_json,
     "sandbox": Sandbox.from_json,
     "leader_exit": LeaderExit,

@@ -26,12 +26,11 @@ from worker_svc.job import (
 from worker_svc.messages.defaults import Defaults
 from worker_svc.messages.limits import (
     asked_for,
-    cgroup_limits_from,
     identity_from,
     identity_message,
     leader_exit_from,
+    limits_from,
     limits_message,
-    process_limits_from,
     sandbox_from,
     sandbox_message,
 )
@@ -73,8 +72,7 @@ def start_from(message: pb.StartJobReq, defaults: Defaults) -> Start:
         separate_stderr=message.separate_stderr,
         output_max_bytes=_output_max_bytes_from(message.output_max_bytes, defaults),
         output_policy=_output_policy_from(message.output_policy, defaults),
-        process_limits=process_limits_from(message.limits, defaults.limits),
-        cgroup_limits=cgroup_limits_from(message.limits, defaults.limits),
+        limits=limits_from(message.limits, defaults.limits),
         identity=identity_from(message.identity, defaults.limits),
         sandbox=sandbox_from(message.sandbox, defaults.limits),
         leader_exit=leader_exit_from(message.leader_exit, defaults.limits),
@@ -187,7 +185,7 @@ def spec_message(spec: JobSpec) -> pb.JobSpec:
         separate_stderr=spec.separate_stderr,
         output_max_bytes=spec.output_max_bytes,
         output_policy=pb.OutputPolicy(int(spec.output_policy)),
-        limits=limits_message(spec),
+        limits=limits_message(spec.limits),
         identity=identity_message(spec.identity),
         sandbox=sandbox_message(spec.sandbox),
         leader_exit=pb.LeaderExit(int(spec.leader_exit)),

@@ -6,10 +6,9 @@ import resource
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from worker_svc.job import CgroupLimits, Identity, LeaderExit, OutputPolicy, ProcessLimits
-from worker_svc.job.cgroup_limits import WEIGHT_DEFAULT
-from worker_svc.job.limits import UNLIMITED
-from worker_svc.messages.limits import WEIGHTS, LimitDefaults
+from worker_svc.job import Identity, LeaderExit, Limits, OutputPolicy
+from worker_svc.job.limits import DECIMAL, LIMITS, RLIMITS, UNLIMITED
+from worker_svc.messages.limits import LimitDefaults
 
 if TYPE_CHECKING:
     from worker_svc.config import Config
@@ -48,41 +47,32 @@ class Defaults(NamedTuple):
         return self._replace(limits=_limits_within(self.limits, bounds), **changes)
 
 
-def _limits_within(limits: LimitDefaults, bounds: Mapping[str, float]) -> LimitDefaults:
-    hards = {}
-    for name, most in bounds.items():
-        if name.startswith(_RLIMIT):
-            name = name.removeprefix(_RLIMIT)
-            hards[name] = min(within_our_own(name, int(most)), limits.rlimit_maxima.get(name, int(most)))
-    return limits._replace(
-        cgroup=_cgroup_within(limits.cgroup, bounds),
-        process=_process_within(limits.process, hards, bounds),
-        rlimit_hards=hards,
-    )
-
-
-def _cgroup_within(limits: CgroupLimits, bounds: Mapping[str, float]) -> CgroupLimits:
-    changes: dict[str, Any] = {}
-    for name, value in limits._asdict().items():
-        # Without a weight a job has the kernel's, which need not be said.
-        if name not in bounds or (value is None and name in WEIGHTS and bounds[name] >= WEIGHT_DEFAULT):
+def _limits_within(defaults: LimitDefaults, bounds: Mapping[str, float]) -> LimitDefaults:
+    limits = dict(defaults.limits)
+    for limit in LIMITS:
+        value, bound = limits.get(limit.name), bounds.get(limit.policy_key)
+        if bound is None:
             continue
-        most = _clip(value, bounds[name])
-        changes[name] = most if name == "cpu_max_cores" else int(most)
-    return limits._replace(**changes)
-
-
-def _process_within(limits: ProcessLimits, hards: Mapping[str, int], bounds: Mapping[str, float]) -> ProcessLimits:
-    rlimits = dict(limits.rlimits)
-    for name, most in hards.items():
-        soft, hard = rlimits.get(name, (None, None))
-        rlimits[name] = (_clip(soft, most), _clip(hard, most))
-    changes: dict[str, Any] = {"rlimits": rlimits}
-    for name in ("nice", "oom_score_adj"):
-        value, least = getattr(limits, name), bounds.get(f"{name}_min")
-        if value is not None and least is not None:
-            changes[name] = max(value, int(least))
-    return limits._replace(**changes)
+        if limit.bound == "min":
+            if value is not None:
+                limits[limit.name] = max(value, int(bound))
+        elif value is not None or limit.usual is None or bound < limit.usual:
+            # Without a weight a job has the kernel's, which need not be said.
+            most = _clip(value, bound)
+            limits[limit.name] = most if limit.kind == DECIMAL else int(most)
+    maxima = defaults.bounds.get("rlimits", {})
+    hards: dict[str, int] = {}
+    for key, most in bounds.items():
+        if key.startswith(_RLIMIT):
+            name = key.removeprefix(_RLIMIT)
+            hards[name] = min(within_our_own(name, int(most)), maxima.get(name, int(most)))
+    if hards:
+        rlimits = dict(limits.get("rlimits", {}))
+        for name, most in hards.items():
+            soft, hard = rlimits.get(name, (None, None))
+            rlimits[name] = (_clip(soft, most), _clip(hard, most))
+        limits["rlimits"] = rlimits
+    return defaults._replace(limits=limits, rlimit_hards=hards)
 
 
 def _clip(value: Any, most: Any) -> Any:
@@ -105,20 +95,30 @@ def start_defaults(config: Config) -> Defaults:
 
 def _limit_defaults(config: Config) -> LimitDefaults:
     limits, jobs = config.limits, config.jobs
-    maxima = {name: within_our_own(name, most) for name, most in limits.rlimit_maxima.items()}
-    process = limits.process_defaults
-    rlimits: dict[str, tuple[int, int | None]] = {name: (most, most) for name, most in maxima.items()}
+    bounds = dict(limits.bounds)
+    if "rlimits" in bounds:
+        bounds["rlimits"] = {name: within_our_own(name, most) for name, most in bounds["rlimits"].items()}
     return LimitDefaults(
-        process=process._replace(rlimits=rlimits | process.rlimits),
-        cgroup=limits.cgroup_defaults,
+        limits=_complete(limits.defaults, bounds),
+        bounds=bounds,
         identity=Identity(user=jobs.user, no_new_privs=jobs.no_new_privs),
         sandbox=config.sandbox.sandbox,
         leader_exit=LeaderExit[jobs.leader_exit.upper()],
-        cgroup_maxima=limits.cgroup_maxima,
-        rlimit_maxima=maxima,
-        nice_min=limits.nice_min,
-        oom_score_adj_min=limits.oom_score_adj_min,
     )
+
+
+def _complete(defaults: Limits, bounds: Limits) -> Limits:
+    """With the maxima where there is no default (no weight above the kernel's own)."""
+    limits: Limits = {}
+    for limit in LIMITS:
+        value, bound = defaults.get(limit.name), bounds.get(limit.name)
+        if limit.kind == RLIMITS:
+            value = {name: (most, most) for name, most in (bound or {}).items()} | (value or {}) or None
+        elif value is None and limit.bound == "max" and not (limit.usual and (bound or 0) >= limit.usual):
+            value = bound
+        if value is not None:
+            limits[limit.name] = value
+    return limits
 
 
 def within_our_own(name: str, most: int) -> int:

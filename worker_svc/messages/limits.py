@@ -5,82 +5,53 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from worker_svc.job import (
-    CgroupLimits,
-    Identity,
-    InvalidArgument,
-    JobSpec,
-    LeaderExit,
-    ProcessLimits,
-    Sandbox,
-    name_of,
-)
-from worker_svc.job.cgroup_limits import WEIGHT_DEFAULT
+from worker_svc.job import Identity, InvalidArgument, LeaderExit, Limits, Sandbox, name_of
 from worker_svc.job.limit_texts import rlimit_name
-from worker_svc.job.limits import UNLIMITED
+from worker_svc.job.limits import BY_NAME, CPUS, LIMITS, NO_LIMITS, RLIMITS, UNLIMITED, Limit
 from worker_svc.pb import jobscheduler as pb
-
-# Of all others zero means that there is to be none.
-_ZERO_IS_A_LIMIT = "swap_max_bytes"
-WEIGHTS = ("cpu_weight", "io_weight")
 
 
 class LimitDefaults(NamedTuple):
-    """What a request that does not say otherwise means on this worker, and the most that one may ask for.
+    """What a request that does not say otherwise means on this worker, and the most that one may ask for."""
 
-    The defaults are complete: where there is a maximum and no default, the maximum is the default.
-    """
-
-    process: ProcessLimits = ProcessLimits()
-    cgroup: CgroupLimits = CgroupLimits()
+    limits: Limits = NO_LIMITS
+    """Complete: where there is a maximum and no default, the maximum is the default."""
+    bounds: Limits = NO_LIMITS
+    """Maxima, and minima of what is bounded from below; of `rlimits` the name of each → its hard limit."""
     identity: Identity = Identity()
     sandbox: Sandbox = Sandbox()
     leader_exit: LeaderExit = LeaderExit.KILL
-    cgroup_maxima: CgroupLimits = CgroupLimits()
-    rlimit_maxima: dict[str, int] = {}  # noqa: RUF012 - never mutated; NamedTuple has no default_factory
-    """Of the hard limits."""
-    rlimit_hards: dict[str, int] = {}  # noqa: RUF012
+    rlimit_hards: dict[str, int] = {}  # noqa: RUF012 - never mutated; NamedTuple has no default_factory
     """Hard limits of who asks for lower soft ones only. More may be asked for: it is the policy that judges."""
-    nice_min: int | None = None
-    oom_score_adj_min: int | None = None
 
 
-def cgroup_limits_from(message: pb.Limits | None, defaults: LimitDefaults) -> CgroupLimits:
+def limits_from(message: pb.Limits | None, defaults: LimitDefaults) -> Limits:
     if message is None:
-        return defaults.cgroup
-    changes: dict[str, Any] = {}
-    for name in CgroupLimits._fields:
-        value = getattr(message, name)
-        if value is None:
-            continue
-        most = getattr(defaults.cgroup_maxima, name)
-        is_unlimited = value == 0 and name != _ZERO_IS_A_LIMIT
-        effective = (WEIGHT_DEFAULT if name in WEIGHTS else math.inf) if is_unlimited else value
-        if most is not None and effective > most:
-            raise _too_much(f"limits.{name}", f"{most:.15g}", "unlimited" if effective == math.inf else effective)
-        changes[name] = None if is_unlimited else value
-    return defaults.cgroup._replace(**changes)
-
-
-def process_limits_from(message: pb.Limits | None, defaults: LimitDefaults) -> ProcessLimits:
-    if message is None:
-        return defaults.process
-    limits = defaults.process
-    if message.rlimits:
-        limits = limits._replace(rlimits={**limits.rlimits, **_rlimits_from(message.rlimits, defaults)})
-    for name in ("nice", "umask", "oom_score_adj"):
-        value = getattr(message, name)
-        if value is None:
-            continue
-        least = getattr(defaults, f"{name}_min", None)
-        if least is not None and value < least:
-            raise InvalidArgument(
-                f"limits.{name}", f"must be at least {least}, which is this worker's minimum, not {value}"
-            )
-        limits = limits._replace(**{name: value})
-    if message.cpu_affinity:
-        limits = limits._replace(cpu_affinity=tuple(sorted(set(message.cpu_affinity))))
+        return defaults.limits
+    limits = dict(defaults.limits)
+    for limit in LIMITS:
+        value = getattr(message, limit.name)
+        if limit.kind == RLIMITS:
+            asked = _rlimits_from(value, defaults)
+            if asked:
+                limits[limit.name] = {**limits.get(limit.name, {}), **asked}
+        elif limit.kind == CPUS:
+            if value:
+                limits[limit.name] = tuple(sorted(set(value)))
+        elif value is not None:
+            _ask(limits, limit, value, defaults.bounds.get(limit.name))
     return limits
+
+
+def _ask(limits: Limits, limit: Limit, value: float, bound: float | None) -> None:
+    is_none = limit.zero_is_none and value == 0
+    effective = (limit.usual or math.inf) if is_none else value
+    if bound is not None and limit.is_beyond(effective, bound):
+        raise _beyond(limit, f"limits.{limit.name}", bound, "unlimited" if effective == math.inf else effective)
+    if is_none:
+        limits.pop(limit.name, None)
+    else:
+        limits[limit.name] = value
 
 
 def _rlimits_from(asked: list[pb.Rlimit], defaults: LimitDefaults) -> dict[str, tuple[int, int | None]]:
@@ -97,18 +68,19 @@ def _rlimits_from(asked: list[pb.Rlimit], defaults: LimitDefaults) -> dict[str, 
             raise InvalidArgument(field, "soft or hard must be given: a number, -1 for unlimited")
         if hard is None and soft > UNLIMITED and name in defaults.rlimit_hards:
             hard = max(soft, defaults.rlimit_hards[name])
-        most = defaults.rlimit_maxima.get(name)
+        most = defaults.bounds.get("rlimits", {}).get(name)
         if most is not None:
             for value in (soft, hard):
                 if value is not None and (value == UNLIMITED or value > most):
-                    raise _too_much(field, str(most), "unlimited" if value == UNLIMITED else value)
+                    raise _beyond(BY_NAME["rlimits"], field, most, "unlimited" if value == UNLIMITED else value)
             hard = most if hard is None else hard
         limits[name] = (soft, hard)
     return limits
 
 
-def _too_much(field: str, most: str, asked: object) -> InvalidArgument:
-    return InvalidArgument(field, f"must be at most {most}, which is this worker's maximum, not {asked}")
+def _beyond(limit: Limit, field: str, bound: float, asked: object) -> InvalidArgument:
+    least_or_most, end = ("least", "minimum") if limit.bound == "min" else ("most", "maximum")
+    return InvalidArgument(field, f"must be at {least_or_most} {bound:.19g}, which is this worker's {end}, not {asked}")
 
 
 def identity_from(message: pb.Identity | None, defaults: LimitDefaults) -> Identity:
@@ -154,7 +126,7 @@ def asked_for(message: pb.StartJobReq) -> dict[str, Any]:
     asked: dict[str, Any] = {"leader_exit": int(message.leader_exit) or None, "secret_env": sorted(message.secret_env)}
     limits, identity, sandbox = message.limits, message.identity, message.sandbox
     if limits is not None:
-        asked |= {name: getattr(limits, name) for name in (*CgroupLimits._fields, "nice", "umask", "oom_score_adj")}
+        asked |= {limit.name: getattr(limits, limit.name) for limit in LIMITS}
         asked["rlimits"] = sorted((one.name, repr(one.soft), repr(one.hard)) for one in limits.rlimits)
         asked["cpu_affinity"] = sorted(limits.cpu_affinity)
     if identity is not None:
@@ -172,19 +144,12 @@ def asked_for(message: pb.StartJobReq) -> dict[str, Any]:
 _PLAIN = LimitDefaults()
 
 
-def limits_message(spec: JobSpec) -> pb.Limits | None:
+def limits_message(limits: Limits) -> pb.Limits | None:
     """None: there is no limit."""
-    process, cgroup = spec.process_limits, spec.cgroup_limits
-    if process == _PLAIN.process and cgroup == _PLAIN.cgroup:
+    if not limits:
         return None
-    return pb.Limits(
-        **cgroup._asdict(),
-        rlimits=[pb.Rlimit(name=name, soft=soft, hard=hard) for name, (soft, hard) in process.rlimits.items()],
-        nice=process.nice,
-        cpu_affinity=list(process.cpu_affinity),
-        umask=process.umask,
-        oom_score_adj=process.oom_score_adj,
-    )
+    rlimits = [pb.Rlimit(name=name, soft=soft, hard=hard) for name, (soft, hard) in limits.get("rlimits", {}).items()]
+    return pb.Limits(**{**limits, "rlimits": rlimits, "cpu_affinity": list(limits.get("cpu_affinity", ()))})
 
 
 def identity_message(identity: Identity) -> pb.Identity | None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from worker_svc.job import CheckedFile, name_of
-from worker_svc.job.limits import PATH_MAX_BYTES
+from worker_svc.job.identity import PATH_MAX_BYTES
 from worker_svc.supervisor.spawn.plan import PATH_FALLBACK, search_folders
 
 

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from worker_svc.config.policy_rules import MINIMA, PolicyRules
 from worker_svc.job import JobSpec, OutputPolicy, name_of
-from worker_svc.job.cgroup_limits import amount_text
+from worker_svc.job.limits import BY_NAME, amount_text
 from worker_svc.policy.lookup import Found
 
 DEFAULT_RULE: Final = "default: everything is allowed"
@@ -103,7 +103,8 @@ def _judge_words(name: str, rules: PolicyRules, words: Words) -> None:
 def _judge_maxima(name: str, rules: PolicyRules, spec: JobSpec) -> None:
     for limit, most in rules.max.items():
         value = limit_of(spec, limit)
-        shown = amount_text(limit, most)
+        row = BY_NAME.get(limit)
+        shown = amount_text(row, most)
         rule = f"{name}.max.{limit}: {shown}"
         if limit in MINIMA:
             if value is not None and value < most:
@@ -111,7 +112,7 @@ def _judge_maxima(name: str, rules: PolicyRules, spec: JobSpec) -> None:
         elif value is None or value > most:
             if limit == "output_max_bytes" and spec.output_policy is OutputPolicy.NONE:
                 raise Denied(rule, f"output_policy: NONE keeps all, and of output at most {shown} bytes may be kept")
-            asked = "without a limit" if value is None else amount_text(limit, value)
+            asked = "without a limit" if value is None else amount_text(row, value)
             raise Denied(rule, f"{limit}: must be at most {shown}, not {asked}")
 
 
@@ -119,15 +120,12 @@ def limit_of(spec: JobSpec, limit: str) -> float | None:
     """What the job has of a limit; None: no limit (of a minimum: what the supervisor has)."""
     if limit.startswith("rlimits."):
         # Without a hard limit of its own, a job has the worker's, up to which it can raise the soft one.
-        _, hard = spec.process_limits.rlimits.get(limit.removeprefix("rlimits."), (0, None))
+        _, hard = spec.limits.get("rlimits", {}).get(limit.removeprefix("rlimits."), (0, None))
         return None if hard is None or hard < 0 else hard
-    if limit in MINIMA:
-        value: float | None = getattr(spec.process_limits, limit.removesuffix("_min"))
+    row = MINIMA.get(limit) or BY_NAME.get(limit)
+    if row is not None:
+        value: float | None = spec.limits.get(row.name, row.usual)
         return value
-    if limit in spec.cgroup_limits._fields:
-        value = getattr(spec.cgroup_limits, limit)
-        # Who asks for no weight has the kernel's.
-        return 100 if value is None and limit.endswith("_weight") else value
     match limit:
         case "args":
             return len(spec.args)

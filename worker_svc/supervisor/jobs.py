@@ -9,19 +9,18 @@ import sqlite3
 import time
 from collections import OrderedDict
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from worker_svc.job import (
-    CgroupLimits,
     Event,
     Exit,
     JobError,
     JobSpec,
     JobState,
+    Limits,
     Outcome,
     OutputPolicy,
     PreconditionFailed,
-    ProcessLimits,
     ResourceExhausted,
     SecretEnv,
     StopCause,
@@ -46,8 +45,6 @@ from worker_svc.supervisor.store import JobStore, LiveRow, output_path, stderr_p
 from worker_svc.supervisor.timers import Timers, is_passing
 from worker_svc.supervisor.transitions import Transitions
 
-_NO_LIMITS: Final = CgroupLimits()
-
 
 class Jobs:
     """All jobs that are not finished, their slots and their queue."""
@@ -62,7 +59,7 @@ class Jobs:
         mailbox: Mailbox,
         containment: Containment,
         spawner: str,
-        inherited: ProcessLimits,
+        inherited: Limits,
     ) -> None:
         """`inherited` is what jobs have of the limits that the supervisor changed for itself."""
         self.state_dir = state_dir
@@ -141,11 +138,10 @@ class Jobs:
 
     def _check_limits(self, spec: JobSpec) -> None:
         """Refused now rather than recorded and refused later, when its turn comes."""
-        if spec.cgroup_limits != _NO_LIMITS:
-            try:
-                self.containment.check(spec.cgroup_limits)
-            except ContainmentError as error:
-                raise PreconditionFailed(_text_of(error)) from error
+        try:
+            self.containment.check(spec.limits)
+        except ContainmentError as error:
+            raise PreconditionFailed(_text_of(error)) from error
 
     def take_back(self, job: LiveJob, error: JobError) -> None:
         """Its acceptance could not be recorded: it never was."""
@@ -209,8 +205,7 @@ class Jobs:
         if spec.secret_env and not job.secrets:
             raise SpawnFailed("secret_env: its values were lost with the supervisor that held them: start another job")
         if job.container is None:
-            limits = spec.cgroup_limits if spec.cgroup_limits != _NO_LIMITS else None
-            job.container = self.containment.create(job.job_id, limits, accepted_ns=job.accepted_ns)
+            job.container = self.containment.create(job.job_id, spec.limits, accepted_ns=job.accepted_ns)
         secrets, job.secrets = SecretEnv.unpack(job.secrets), b""
         job.spec, job.stdin = None, b""
         return LaunchPlan(
@@ -226,7 +221,7 @@ class Jobs:
             stdin=stdin,
             stdout_path=output_path(self.state_dir, job.job_id),
             stderr_path=stderr_path(self.state_dir, job.job_id) if spec.separate_stderr else "",
-            limits=spec.process_limits,
+            limits=spec.limits,
             inherited=self._inherited,
             identity=spec.identity,
             sandbox=spec.sandbox,

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Final
 
 from worker_svc import frames
-from worker_svc.job import ProcessLimits, ResourceExhausted, fault_text
+from worker_svc.job import Limits, ResourceExhausted, fault_text
 from worker_svc.supervisor import crashpoints, statedir
 from worker_svc.supervisor.clocks import NS_PER_S
 from worker_svc.supervisor.connections import Connection, Key, listen, refusal
@@ -52,7 +52,7 @@ class Supervisor:
         containment: Containment,
         *,
         spawner: str,
-        inherited: ProcessLimits,
+        inherited: Limits,
         owns_processes: bool,
     ) -> None:
         """`signals` is the read end of signal.set_wakeup_fd; `spawner` forces an implementation, empty: the best."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 from typing import Final
 
-from worker_svc.job import ProcessLimits
+from worker_svc.job import Limits
 from worker_svc.supervisor.journal import note
 
 # Of all processes the last but a few that the kernel should end for want of memory (proc_pid_oom_score_adj(5)).
@@ -13,17 +13,19 @@ _OOM_SCORE_ADJ: Final = -900
 _OOM_PATH: Final = "/proc/self/oom_score_adj"
 
 
-def claim() -> ProcessLimits:
+def claim() -> Limits:
     """Takes as many open files as there may be, protection where it is allowed, and leaves no core, in which secrets of
     jobs would be; returns what jobs are to have."""
-    before: dict[str, tuple[int, int | None]] = {}
+    rlimits: dict[str, tuple[int, int | None]] = {}
     for name, number, ours in (("nofile", resource.RLIMIT_NOFILE, None), ("core", resource.RLIMIT_CORE, 0)):
         soft, hard = resource.getrlimit(number)
         wanted = hard if ours is None else ours
         if soft != wanted:
             resource.setrlimit(number, (wanted, hard))
-            before[name] = (soft, None)
-    return ProcessLimits(rlimits=before, oom_score_adj=_protect())
+            rlimits[name] = (soft, None)
+    inherited: Limits = {"rlimits": rlimits} if rlimits else {}
+    before = _protect()
+    return inherited if before is None else {**inherited, "oom_score_adj": before}
 
 
 def _protect() -> int | None:

@@ -6,6 +6,7 @@ import math
 from typing import Any, Final
 
 from worker_svc.job import JobSpec
+from worker_svc.job.limits import check_limits
 
 # What SQLite can hold.
 _WHOLE_MAX: Final = 2**63 - 1
@@ -38,8 +39,9 @@ def check_kind(name: str, value: Any, example: Any) -> None:
 
 
 def check_spec(spec: JobSpec) -> None:
-    """Raises TypeError or ValueError."""
+    """Raises TypeError, ValueError or InvalidArgument."""
     for name, value, example in zip(_EXAMPLE._fields, spec, _EXAMPLE, strict=True):
         # What was not sent is the default itself. The files of a policy are made from JSON by a type of their own.
-        if value is not example and name != "checked":
+        if value is not example and name not in ("checked", "limits"):
             check_kind(name, value, example)
+    check_limits(spec.limits)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Final
 
 from worker_svc.job import Exit
-from worker_svc.job.cgroup_limits import CgroupLimits
+from worker_svc.job.limits import BY_NAME, NO_LIMITS, OF_TREE, Limits
 from worker_svc.supervisor.containment import signals, subreaper
 from worker_svc.supervisor.containment.container import Container, ContainmentError
 from worker_svc.supervisor.containment.groups import NAME_PREFIX, Groups, Unenforceable, Usage, parse_events
@@ -72,17 +72,17 @@ class Containment:
         return self._changes.fileno()
 
     def unenforceable(self) -> dict[str, str]:
-        """The fields of CgroupLimits that cannot be enforced here, each with what is missing."""
-        reasons = {field: self._why_not(field) for field in CgroupLimits._fields}
+        """The limits of the tree that cannot be enforced here, each with what is missing."""
+        reasons = {limit.name: self._why_not(limit.name) for limit in OF_TREE}
         return {field: reason for field, reason in reasons.items() if reason}
 
     def _why_not(self, field: str) -> str:
         return self._groups.why_not(field) if self._groups else f"it takes cgroup v2, and {self.reason}"
 
-    def check(self, limits: CgroupLimits) -> None:
+    def check(self, limits: Limits) -> None:
         """Raises ContainmentError for the first limit that cannot be enforced: before a job is accepted."""
-        for field in limits.to_json():
-            missing = self._why_not(field)
+        for field in limits:
+            missing = self._why_not(field) if BY_NAME[field].file else ""
             if missing:
                 raise ContainmentError(field, missing)
 
@@ -95,9 +95,9 @@ class Containment:
 
     # Initialize
 
-    def create(self, job_id: str, limits: CgroupLimits | None = None, *, accepted_ns: int = 0) -> Container:
+    def create(self, job_id: str, limits: Limits = NO_LIMITS, *, accepted_ns: int = 0) -> Container:
         """A container for a job that is to be started. Raises ContainmentError, having left nothing."""
-        if self._groups is None and limits is not None:
+        if self._groups is None:
             self.check(limits)
         name = self._make_group(self._groups, job_id, limits) if self._groups else ""
         container = self._add(job_id, accepted_ns, name)
@@ -110,7 +110,7 @@ class Containment:
             raise ContainmentError("", error.strerror or str(error)) from error
         return container
 
-    def _make_group(self, groups: Groups, job_id: str, limits: CgroupLimits | None) -> str:
+    def _make_group(self, groups: Groups, job_id: str, limits: Limits) -> str:
         first = f"{NAME_PREFIX}{job_id}"
         name = first
         try:
@@ -135,11 +135,6 @@ class Containment:
         container = Container(job_id, self._marks.of(job_id, accepted_ns), name, self._orphans.last_number)
         self._containers[container.mark] = container
         return container
-
-    def join(self, container: Container, pid: int = 0) -> None:
-        """Moves a process (0: the caller) into the cgroup, for a spawner that cannot have it born there."""
-        if self._groups and container.name:
-            self._groups.join(container.name, pid)
 
     def started(self, container: Container, pid: int, pidfd: int, start_ticks: int) -> None:
         """The leader is there. `pidfd` stays the caller's, who keeps it open until `leader_gone`."""

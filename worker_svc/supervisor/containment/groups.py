@@ -11,7 +11,7 @@ import signal
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from worker_svc.job.cgroup_limits import CgroupLimits
+from worker_svc.job.limits import BY_NAME, Limits
 from worker_svc.supervisor.containment.claims import claim
 from worker_svc.supervisor.containment.hierarchy import Base
 from worker_svc.supervisor.containment.signals import signal_verified
@@ -20,15 +20,6 @@ NAME_PREFIX: Final = "job-"
 # No such group, or (ENODEV) it was removed while its file was open.
 _GONE: Final = (errno.ENOENT, errno.ENODEV)
 _CPU_PERIOD_US: Final = 100_000
-# field of CgroupLimits → its controller and file
-_FILES: Final = {
-    "memory_max_bytes": ("memory", "memory.max"),
-    "swap_max_bytes": ("memory", "memory.swap.max"),
-    "cpu_max_cores": ("cpu", "cpu.max"),
-    "cpu_weight": ("cpu", "cpu.weight"),
-    "pids_max": ("pids", "pids.max"),
-    "io_weight": ("io", "io.weight"),
-}
 
 
 class Unenforceable(Exception):
@@ -66,9 +57,10 @@ class Groups:
     def names(self) -> list[str]:
         return [entry for entry in os.listdir(self.base.path) if entry.startswith(NAME_PREFIX)]
 
-    def make(self, name: str, limits: CgroupLimits | None) -> None:
-        """Makes the group with its limits, or nothing. Raises FileExistsError, another OSError, Unenforceable."""
-        asked = limits.to_json() if limits is not None else {}
+    def make(self, name: str, limits: Limits) -> None:
+        """Makes the group with the limits that it can hold, or nothing. Raises FileExistsError, another OSError,
+        Unenforceable."""
+        asked = {name: value for name, value in limits.items() if BY_NAME[name].file}
         if not self._exists("cgroup.procs"):  # an operator removed the base
             os.close(self._fd)
             self._fd = claim(self.base.path)
@@ -77,7 +69,7 @@ class Groups:
             missing = self.why_not(field)
             if missing:
                 raise Unenforceable(field, missing)
-            self._enable(_FILES[field][0], field)
+            self._enable(BY_NAME[field].controller, field)
         os.mkdir(name, 0o755, dir_fd=self._fd)
         try:
             for field, value in asked.items():
@@ -92,12 +84,12 @@ class Groups:
 
     def why_not(self, field: str) -> str:
         """Why a limit cannot be enforced; empty if it can."""
-        controller, file = _FILES[field]
-        missing = self.base.missing.get(controller)
+        limit = BY_NAME[field]
+        missing = self.base.missing.get(limit.controller)
         if missing:
             return missing
-        if not any(os.access(f"{self.base.path}/{one}", os.F_OK) for one in _alternatives(file)):
-            return f"the kernel offers no {file}"
+        if not any(os.access(f"{self.base.path}/{one}", os.F_OK) for one in _alternatives(limit.file)):
+            return f"the kernel offers no {limit.file}"
         return ""
 
     def _enable(self, controller: str, field: str = "") -> None:
@@ -115,7 +107,8 @@ class Groups:
         text = str(value)
         if field == "cpu_max_cores":
             text = f"{max(1000, round(value * _CPU_PERIOD_US))} {_CPU_PERIOD_US}"
-        file = next((one for one in _alternatives(_FILES[field][1]) if self._exists(f"{name}/{one}")), _FILES[field][1])
+        file = BY_NAME[field].file
+        file = next((one for one in _alternatives(file) if self._exists(f"{name}/{one}")), file)
         try:
             self._write(f"{name}/{file}", text)
         except OSError as error:
@@ -184,9 +177,6 @@ class Groups:
                 continue
             found += [int(pid) for pid in (text or "").split() if pid != "0"]
         return found
-
-    def join(self, name: str, pid: int) -> None:
-        self._write(f"{name}/cgroup.procs", str(pid))
 
     def freeze(self, name: str, on: bool) -> bool:
         """False: this kernel cannot (before 5.2), or the group is gone."""

@@ -24,7 +24,7 @@ import threading
 from contextlib import suppress
 from typing import Final
 
-from worker_svc.job.limits import ProcessLimits
+from worker_svc.job.limits import Limits
 from worker_svc.supervisor.spawn.explain import cwd_error, explain, explain_exec
 from worker_svc.supervisor.spawn.plan import (
     Attempt,
@@ -151,14 +151,14 @@ def _never_executed(pid: int) -> bool:
     return bool(flags & _PF_FORKNOEXEC)
 
 
-def _put_back(pid: int, inherited: ProcessLimits) -> None:
+def _put_back(pid: int, inherited: Limits) -> None:
     """From outside, a moment after the start: what a job of the native spawner has from the beginning."""
-    for name, (soft, _) in inherited.rlimits.items():
+    for name, (soft, _) in inherited.get("rlimits", {}).items():
         number = RLIMITS[name]
         resource.prlimit(pid, number, (soft, resource.getrlimit(number)[1]))
-    if inherited.oom_score_adj is not None:
+    if "oom_score_adj" in inherited:
         with open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
-            file.write(str(inherited.oom_score_adj))
+            file.write(str(inherited["oom_score_adj"]))
 
 
 def _popen_first(plan: LaunchPlan, program: Program, files: Files, candidates: list[str]) -> int:

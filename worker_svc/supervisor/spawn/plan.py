@@ -10,7 +10,8 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from worker_svc.job import error_message, name_of
-from worker_svc.job.limits import Identity, ProcessLimits, Sandbox
+from worker_svc.job.identity import Identity, Sandbox
+from worker_svc.job.limits import Limits
 from worker_svc.job.spec import CheckedFile
 from worker_svc.supervisor.journal import note
 
@@ -27,8 +28,8 @@ class LaunchPlan(NamedTuple):
     stdout_path: str
     stderr_path: str
     """Empty: into the file of standard output."""
-    limits: ProcessLimits = ProcessLimits()
-    inherited: ProcessLimits = ProcessLimits()
+    limits: Limits = {}  # noqa: RUF012 - never mutated; NamedTuple has no default_factory
+    inherited: Limits = {}  # noqa: RUF012
     """What the supervisor changed for itself and a job gets back, unless `limits` says otherwise."""
     identity: Identity = Identity()
     sandbox: Sandbox = Sandbox()

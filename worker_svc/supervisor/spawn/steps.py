@@ -18,7 +18,8 @@ from array import array
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from worker_svc.job.limits import UNLIMITED, ProcessLimits, Sandbox
+from worker_svc.job.identity import Sandbox
+from worker_svc.job.limits import UNLIMITED, Limits
 from worker_svc.supervisor.spawn.plan import LaunchPlan, SpawnFailed
 from worker_svc.supervisor.spawn.users import Ids, are_our_own, ids_of
 
@@ -78,14 +79,14 @@ class Program(NamedTuple):
     fields: tuple[str, ...]
     """For each step, the field of the plan that asked for it."""
     env: dict[str, str]
-    inherited: ProcessLimits
+    inherited: Limits
     """Which of the plan's `inherited` the steps set, for who can do that from outside."""
 
     @property
     def is_plain(self) -> bool:
         """Whether there is nothing that takes a child of our own making."""
-        put_back = {f"limits.rlimits.{name}" for name in self.inherited.rlimits}
-        if self.inherited.oom_score_adj is not None:
+        put_back = {f"limits.rlimits.{name}" for name in self.inherited.get("rlimits", ())}
+        if "oom_score_adj" in self.inherited:
             put_back.add("limits.oom_score_adj")
         return all(
             op in (Op.CHDIR, Op.NO_NEW_PRIVS) or field in put_back
@@ -106,14 +107,13 @@ def program_of(plan: LaunchPlan) -> Program:
         env = {**env, **{name: ids.env[name] for name in plan.user_env}}
         if are_our_own(ids):
             ids = None
-    inherited = ProcessLimits(
-        rlimits={name: pair for name, pair in plan.inherited.rlimits.items() if name not in plan.limits.rlimits},
-        oom_score_adj=plan.inherited.oom_score_adj if plan.limits.oom_score_adj is None else None,
-    )
-    limits = plan.limits._replace(rlimits={**inherited.rlimits, **plan.limits.rlimits})
-    if inherited.oom_score_adj is not None:
-        limits = limits._replace(oom_score_adj=inherited.oom_score_adj)
-    plan = plan._replace(limits=limits)
+    limits = plan.limits
+    inherited = {name: value for name, value in plan.inherited.items() if name not in limits}
+    if "rlimits" in plan.inherited and "rlimits" in limits:
+        theirs = limits["rlimits"]
+        rest = {name: pair for name, pair in plan.inherited["rlimits"].items() if name not in theirs}
+        inherited["rlimits"], limits = rest, {**limits, "rlimits": {**rest, **theirs}}
+    plan = plan._replace(limits={**inherited, **limits})
     named = [
         *_limit_steps(plan),
         *_namespace_steps(plan, ids),
@@ -139,25 +139,25 @@ _Named = list[tuple[str, Step]]
 def _limit_steps(plan: LaunchPlan) -> _Named:
     limits = plan.limits
     named: _Named = []
-    if limits.oom_score_adj is not None:
-        text = b"%d" % limits.oom_score_adj
+    if "oom_score_adj" in limits:
+        text = b"%d" % limits["oom_score_adj"]
         step = _step(Op.WRITE, b=len(text), data=b"/proc/self/oom_score_adj\0" + text)
         named.append(("limits.oom_score_adj", step))
-    if limits.cpu_affinity:
-        mask = sum(1 << number for number in set(limits.cpu_affinity))
+    if cpus := limits.get("cpu_affinity"):
+        mask = sum(1 << number for number in set(cpus))
         # sched_setaffinity(2) takes whole longs.
-        size = (max(limits.cpu_affinity) // 64 + 1) * 8
+        size = (max(cpus) // 64 + 1) * 8
         named.append(("limits.cpu_affinity", _step(Op.AFFINITY, data=mask.to_bytes(size, "little"))))
-    if limits.nice is not None:
-        named.append(("limits.nice", _step(Op.NICE, limits.nice)))
-    if limits.umask is not None:
-        named.append(("limits.umask", _step(Op.UMASK, limits.umask)))
+    if "nice" in limits:
+        named.append(("limits.nice", _step(Op.NICE, limits["nice"])))
+    if "umask" in limits:
+        named.append(("limits.umask", _step(Op.UMASK, limits["umask"])))
     return named
 
 
 def _rlimit_steps(plan: LaunchPlan) -> _Named:
     named: _Named = []
-    for name, (soft, hard) in plan.limits.rlimits.items():
+    for name, (soft, hard) in plan.limits.get("rlimits", {}).items():
         number = RLIMITS[name]
         if hard is None:
             hard = resource.getrlimit(number)[1]

@@ -7,7 +7,7 @@ import os
 import pwd
 from typing import Final, NamedTuple
 
-from worker_svc.job.limits import Identity
+from worker_svc.job.identity import Identity
 from worker_svc.supervisor.spawn.plan import SpawnFailed
 
 # (uid_t)-1 is "leave it as it is" to setresuid(2): a job that was to be nobody would be root.
