@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.peers import Peer
-from tests.support.secured import last_audit
+from tests.support.peers import Peer, Peers
+from tests.support.secured import last_audit, tls_keys
 from tests.support.workers import Worker
 from worker_svc.masking import MASK
 
@@ -94,6 +96,17 @@ def test_no_reason_or_error_has_more_of_a_command_than_its_name(
     watching.cancel()
     for file in (worker.log_path, worker.path / "supervisor.log"):
         assert SECRET not in file.read_text()
+
+
+def test_arguments_show_where_the_configuration_says_so(tmp_path: Path, peers: Peers) -> None:
+    with Worker(tmp_path, **tls_keys(peers.certs), ACCESS_SHOW_ARGUMENTS="true") as worker, ExitStack() as stack:
+        red, viewer = (stack.enter_context(peers.connect(worker.address, name)) for name in ("red", "viewer"))
+        job_id = red.start("echo", "plain", f"--token={SECRET}", env={"PLAIN": "v", "TOKEN": SECRET})
+        spec = viewer.ok("QueryJob", jobID=job_id).job.spec
+        shown = ["plain", f"--token={MASK}"]
+        assert (list(spec.args), dict(spec.env)) == (shown, {"PLAIN": "v", "TOKEN": MASK})
+        line = last_audit(worker, rpc="StartJob", job_id=job_id)
+        assert (line["command"], line["arguments"]) == ("echo", shown)
 
 
 def test_nobody_finds_out_a_secret_by_guessing(worker: Worker, clients: dict[str, Peer]) -> None:

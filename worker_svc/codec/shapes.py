@@ -44,6 +44,7 @@ _FIXED: Final = {1: wire.FIXED64, 2: wire.FIXED32, 6: wire.FIXED64, 7: wire.FIXE
 _MOST: Final = {
     "StartJobReq.args": ARGS_MAX,
     "StartJobReq.env": ENV_MAX,
+    "StartJobReq.secret_env": ENV_MAX,
     "StartJobReq.labels": LABELS_MAX,
     "Limits.cpu_affinity": int(BY_NAME["cpu_affinity"].high) + 1,
     "Groups.names": GROUPS_MAX,
