@@ -174,7 +174,7 @@ class WorkerService(GuardedService):
 
     async def query_job(self, message: pb.QueryJobReq) -> pb.QueryJobRes:
         record = self._record(message.job_id)
-        return messages.query_message(CALL.get().shown(record), self._files(record), time.time_ns())
+        return messages.query_message(CALL.get().shown(record), self._files(record), time.monotonic_ns())
 
     # Ours
 
@@ -193,7 +193,7 @@ class WorkerService(GuardedService):
             limit=size + 1,
         )
         records = await self._listing(query)
-        now_ns, shown = time.time_ns(), CALL.get().shown
+        now_ns, shown = time.monotonic_ns(), CALL.get().shown
         jobs = [messages.job_message(shown(record), self._files(record), now_ns) for record in records[:size]]
         more = str(records[size - 1].ordinal) if len(records) > size else ""
         return pb.ListJobsRes(jobs=jobs, next_page_token=more)
@@ -222,7 +222,9 @@ class WorkerService(GuardedService):
             if record.state is not JobState.FINISHED:
                 await self._wait_end(end, message.job_id, timeout_s)
                 record = self._record(message.job_id)
-        return pb.WaitJobRes(job=messages.job_message(CALL.get().shown(record), self._files(record), time.time_ns()))
+        return pb.WaitJobRes(
+            job=messages.job_message(CALL.get().shown(record), self._files(record), time.monotonic_ns())
+        )
 
     async def _wait_end(self, end: asyncio.Future[None], job_id: str, timeout_s: float) -> None:
         self._lasts()
@@ -309,7 +311,6 @@ class WorkerService(GuardedService):
             status["running"], status["queued"] = await self._listing(lambda reader: reader.live_of(owner))
         return messages.worker_message(
             status,
-            time.time_ns(),
             worker_id=self._link.info["state_id"],
             scheduler_worker_id=self._identity.scheduler_worker_id(),
             version=__version__,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,19 @@ async def test_numbers_that_no_record_can_have(worker: Worker) -> None:
                 pass
         pruned = await client.prune(max_age_s=10 * 365 * 86400.0, max_count=2**64 - 1, max_bytes=2**64 - 1)
         assert pruned.jobs == 0
+
+
+async def test_the_time_of_a_running_job_is_not_by_a_clock_that_can_be_set(worker: Worker) -> None:
+    """As if that had been set back by a year since it started."""
+    async with worker.client() as client:
+        job_id = (await client.start("sleep", args=["999"])).job_id
+        with closing(sqlite3.connect(worker.path / "jobs.sqlite3", timeout=30)) as db, db:
+            db.execute("UPDATE jobs SET started_ns = started_ns + ?", (365 * 86400 * 10**9,))
+        job = (await client.query(job_id)).job
+        listed = [one async for one in client.list()]
+        for wall_time in (job.wall_time, listed[0].wall_time):
+            assert wall_time is not None
+            assert timedelta(0) < wall_time < timedelta(days=1)
 
 
 async def test_an_error_that_quotes_much_reaches_every_client(worker: Worker) -> None:

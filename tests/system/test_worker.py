@@ -379,7 +379,7 @@ class PlainSupervisor:
             ok: dict[str, Any] = {"protocol": frames.PROTOCOL_VERSION, "pid": os.getpid(), "started_ns": time.time_ns()}
             ok |= {"state_id": self._store_id, "seq": said}
             return frames.encode({"r": header["r"], "ok": ok}) + frames.encode({"seq": rung})
-        ok = {"running": 0, "queued": 0, "seq": rung, "started_ns": 0, "pid": os.getpid(), "containment": "x"}
+        ok = {"running": 0, "queued": 0, "seq": rung, "uptime_ns": 0, "pid": os.getpid(), "containment": "x"}
         return frames.encode({"r": header["r"], "ok": {**ok, "can_drop_head": True}})
 
     def close(self) -> None:

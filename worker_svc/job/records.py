@@ -55,3 +55,5 @@ class JobRecord(NamedTuple):
     """What of it does not die in spite of SIGKILL: pid, state, what it waits in."""
     owner: str = ""
     """The identity that started it."""
+    started_monotonic_ns: int = 0
+    """When it started, on the clock that nobody can set: of a running job, how long it runs is told by that."""

@@ -202,10 +202,11 @@ class Files(NamedTuple):
     stderr_size_bytes: int
 
 
-def job_message(record: JobRecord, files: Files, now_ns: int) -> pb.Job:
+def job_message(record: JobRecord, files: Files, monotonic_ns: int) -> pb.Job:
+    """`monotonic_ns`: the time by the machine's monotonic clock."""
     wall_ns = record.wall_ns
     if record.state in (JobState.RUNNING, JobState.STOPPING) and record.started_ns is not None:
-        wall_ns = max(0, now_ns - record.started_ns)
+        wall_ns = max(0, monotonic_ns - record.started_monotonic_ns)
     return pb.Job(
         job_id=record.job_id,
         spec=spec_message(record.spec),
@@ -232,8 +233,8 @@ def job_message(record: JobRecord, files: Files, now_ns: int) -> pb.Job:
     )
 
 
-def query_message(record: JobRecord, files: Files, now_ns: int) -> pb.QueryJobRes:
-    job = job_message(record, files, now_ns)
+def query_message(record: JobRecord, files: Files, monotonic_ns: int) -> pb.QueryJobRes:
+    job = job_message(record, files, monotonic_ns)
     return pb.QueryJobRes(
         done=record.state is JobState.FINISHED,
         error=is_error(record),
@@ -246,7 +247,7 @@ def is_error(record: JobRecord) -> bool:
     return record.state is JobState.FINISHED and record.outcome is not Outcome.SUCCEEDED
 
 
-def worker_message(status: dict[str, Any], now_ns: int, **known: Any) -> pb.GetWorkerRes:
+def worker_message(status: dict[str, Any], **known: Any) -> pb.GetWorkerRes:
     """From the supervisor's status; `known` is what the worker knows by itself."""
     return pb.GetWorkerRes(
         running=status["running"],
@@ -255,7 +256,7 @@ def worker_message(status: dict[str, Any], now_ns: int, **known: Any) -> pb.GetW
         containment_reason=status["containment_reason"],
         spawner=status["spawner"],
         unenforceable={f"limits.{field}": reason for field, reason in status["unenforceable"].items()},
-        supervisor_uptime=_duration(now_ns - status["started_ns"]),
+        supervisor_uptime=_duration(status["uptime_ns"]),
         supervisor_pid=status["pid"],
         last_sequence=status["seq"],
         can_drop_head=status["can_drop_head"],

@@ -177,7 +177,7 @@ class Jobs:
 
     def _launch(self, job: LiveJob) -> None:
         self.running += 1
-        self._transitions.move(job, Event.LAUNCH, queued_ns=wall_ns() - job.accepted_ns)
+        self._transitions.move(job, Event.LAUNCH, queued_ns=time.monotonic_ns() - job.waits_since_ns)
         self._ledger.then(partial(self._spawn, job))
 
     def _spawn(self, job: LiveJob) -> None:
@@ -404,6 +404,7 @@ class Jobs:
         """A job that an earlier supervisor left, as it was recorded; not watched yet."""
         job = LiveJob(row.job_id, row.fingerprint, row.accepted_ns, row.owner)
         job.ordinal, job.state = row.ordinal, row.state
+        job.waits_since_ns -= max(0, wall_ns() - row.accepted_ns)
         job.stop_cause = StopCause(row.stop_cause)
         job.started_monotonic_ns = row.started_monotonic_ns
         job.pid, job.paused = row.pid, bool(row.paused)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from worker_svc.job import Exit, JobSpec, JobState, LeaderExit, OutputPolicy, StopCause
@@ -47,6 +48,7 @@ class LiveJob:
         "timeout_s",
         "waiting",
         "waits_for_tree",
+        "waits_since_ns",
     )
 
     def __init__(self, job_id: str, fingerprint: str, accepted_ns: int, owner: str = "") -> None:
@@ -54,6 +56,8 @@ class LiveJob:
         self.fingerprint = fingerprint
         self.accepted_ns = accepted_ns
         self.owner = owner
+        self.waits_since_ns = time.monotonic_ns()
+        """For a slot; on the monotonic clock."""
         self.ordinal = 0
         self.state = JobState.NEW
         self.spec: JobSpec | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -45,7 +46,7 @@ class Requests:
     def __init__(self, jobs: Jobs, store: JobStore, ledger: Ledger, key: Key) -> None:
         self._jobs = jobs
         self._key = key
-        self._started_ns = wall_ns()
+        self._started_ns, self._started_monotonic_ns = wall_ns(), time.monotonic_ns()
         self.is_shutting_down = False
         """Whether it goes away once no job is left, and takes none."""
         self._worker: Connection | None = None
@@ -231,7 +232,7 @@ class Requests:
             "running": self._jobs.running,
             "queued": self._jobs.queued,
             "seq": self._store.sequence,
-            "started_ns": self._started_ns,
+            "uptime_ns": time.monotonic_ns() - self._started_monotonic_ns,
             "pid": os.getpid(),
             "containment": self._jobs.containment.level,
             "containment_reason": self._jobs.containment.reason,
