@@ -46,6 +46,7 @@ _LAST_WORDS_TIMEOUT_S: Final = 0.2
 _WARNINGS: Final = frozenset(
     {
         "supervisor.lost",
+        "store.unreadable",
         "supervisor.not_found",
         "supervisor.shutting_down",
         "supervisor.silent",
@@ -74,7 +75,7 @@ def serve(config: Config, config_file: Path | None = None, *, file_is_named: boo
         _check_start(config, config_file, log.events, is_named=file_is_named)
         leave_no_core()
         return asyncio.run(_Worker(config, log, masker).run())
-    except (StartError, SupervisorError, SecurityError, StoreError, OSError) as error:
+    except (StartError, SupervisorError, SecurityError, StoreError, sqlite3.Error, OSError) as error:
         log.events.error("worker.failed", reason=str(error))
         return 1
     finally:
@@ -182,7 +183,7 @@ class _Worker:
         reader = StoreReader(str(config.state.dir))
         latest = reader.sequence()
         transitions = self._whole_log.transitions(config.state.dir, worker_id, reader.events, latest)
-        self._feed = Feed(reader, latest, transitions.add)
+        self._feed = Feed(reader, latest, transitions.add, self._on_event)
         self._feed.ring(self._sequence)
         output = OutputReader(on_degraded=lambda text: self._on_event("output.degraded", reason=text))
         doorkeeper = Doorkeeper(config.access, is_job=lambda peer: _kinship(link).is_job(peer))

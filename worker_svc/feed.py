@@ -7,25 +7,39 @@ on the same thing.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from itertools import chain
 from typing import Final
 
-from worker_svc.job import JobState, Transition
+from worker_svc.job import JobState, Transition, Unavailable
 from worker_svc.supervisor import crashpoints
 from worker_svc.supervisor.store import StoreReader
 
 _PAGE: Final = 512
 _RECENT_MAX: Final = 4096
+_RETRY_S: Final = 1.0
+
+
+def unreadable(reason: object) -> str:
+    return f"the store cannot be read now: {reason}"
 
 
 class Feed:
     def __init__(
-        self, reader: StoreReader, after_sequence: int, on_batch: Callable[[Sequence[Transition]], None]
+        self,
+        reader: StoreReader,
+        after_sequence: int,
+        on_batch: Callable[[Sequence[Transition]], None],
+        on_event: Callable[..., None] = lambda event, **fields: None,
     ) -> None:
-        """Reads on after `after_sequence`; each batch goes to `on_batch` first, exactly once and in order."""
+        """Reads on after `after_sequence`; each batch goes to `on_batch` first, exactly once and in order. `on_event`
+        gets an event's name and its fields, for the log."""
         self._reader = reader
         self._on_batch = on_batch
+        self._on_event = on_event
+        self._trouble = ""
         self._target = after_sequence
         self.sequence = after_sequence
         """The latest transition read."""
@@ -41,16 +55,39 @@ class Feed:
             self._rung.set()
 
     async def run(self) -> None:
-        """Reads whenever the bell rings, until cancelled. Raises sqlite3.Error."""
+        """Reads whenever the bell rings, until cancelled."""
         while True:
             await self._rung.wait()
             self._rung.clear()
             while self.sequence < self._target:
-                self._read_page()
-                await asyncio.sleep(0)  # others get their turn between pages
+                is_read = self._read_page()
+                await asyncio.sleep(0 if is_read else _RETRY_S)  # others get their turn between pages
 
-    def _read_page(self) -> None:
-        batch = self._reader.events(self.sequence, _PAGE)
+    def _read_page(self) -> bool:
+        """False: the store cannot be read now. Whoever waits is told, rather than left to wait for a dead disk."""
+        try:
+            batch = self._reader.events(self.sequence, _PAGE)
+        except sqlite3.Error as error:
+            self._fail(str(error))
+            return False
+        if self._trouble:
+            self._trouble = ""
+            self._on_event("store.readable_again")
+        self._take(batch)
+        return True
+
+    def _fail(self, reason: str) -> None:
+        if reason != self._trouble:
+            self._trouble = reason
+            self._on_event("store.unreadable", reason=reason, retry_in_s=_RETRY_S)
+        ends, self._ends = self._ends, {}
+        more, self._more = self._more, asyncio.get_running_loop().create_future()
+        for waiting in (more, *chain.from_iterable(ends.values())):
+            if not waiting.done():
+                waiting.set_exception(Unavailable(unreadable(reason)))
+                waiting.exception()  # seen, also where nobody waits
+
+    def _take(self, batch: Sequence[Transition]) -> None:
         if not batch:
             # Only retention removes events, and only such as were read long ago; a copied store might lack some.
             self.sequence = self._target

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
@@ -21,6 +24,7 @@ from h2.exceptions import ProtocolError as H2ProtocolError
 
 from worker_svc import statuses
 from worker_svc.access import RPCS, UNKNOWN_RPC, Caller, Doorkeeper, Role, Rpc, Scope, Verdict
+from worker_svc.feed import unreadable
 from worker_svc.job import (
     JobError,
     JobNotFound,
@@ -36,6 +40,7 @@ from worker_svc.masking import Masker
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.policy import Decision
 from worker_svc.printable import printable
+from worker_svc.supervisor.store import StoreError
 from worker_svc.telemetry import Audit
 
 _DRAINING: Final = "the worker is shutting down: connect again, and go on from where you were"
@@ -43,6 +48,9 @@ _HIDDEN_KEYS: Final = "access.secret_keys"
 _OWN_JOBS_ONLY: Final = "own jobs only"
 # What stands in the log for a job id that is none: that can be whatever a caller writes.
 _MALFORMED_ID: Final = "(malformed)"
+_TROUBLE_TOLD_S: Final = 10.0
+
+log = logging.getLogger(__name__)
 
 
 class Gate(NamedTuple):
@@ -156,6 +164,7 @@ class GuardedService(pb.WorkerBase):
         self._lasting: set[asyncio.Task[Any]] = set()
         """Those of the calls that only wait for something to happen: there is no point in letting them finish."""
         self.is_draining = False
+        self._trouble_told_s: float = -_TROUBLE_TOLD_S
 
     def _is_owned(self, job_id: str, owner: str) -> bool:
         """Whether it is there and this owner's. Takes as long where it is not there as where it is somebody else's."""
@@ -186,7 +195,8 @@ class GuardedService(pb.WorkerBase):
             current = Call(name, rpc, caller, self._gate)
             CALL.set(current)
             try:
-                await self._handle(current, handle, cardinality, stream)
+                with self._disk_trouble_told():
+                    await self._handle(current, handle, cardinality, stream)
             except JobError as error:
                 answer = statuses.to_grpc(error)
                 current.fail(answer.status.name)
@@ -211,6 +221,25 @@ class GuardedService(pb.WorkerBase):
                 self._lasting.discard(task)
 
         return call
+
+    @contextlib.contextmanager
+    def _disk_trouble_told(self) -> Iterator[None]:
+        """What the store or another file has against a call may pass; the caller is told what it is, the log now and
+        then."""
+        try:
+            yield
+        except (sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.DataError):
+            raise  # a fault of ours
+        except (sqlite3.Error, StoreError, OSError) as error:
+            if isinstance(error, TimeoutError) and error.errno is None:
+                raise  # the caller's deadline
+            reason = f"the worker cannot do it now: {error}"
+            if isinstance(error, sqlite3.Error | StoreError):
+                reason = unreadable(error)
+            if time.monotonic() - self._trouble_told_s > _TROUBLE_TOLD_S:
+                self._trouble_told_s = time.monotonic()
+                log.warning("%s: %s", CALL.get().name, reason)
+            raise Unavailable(reason) from error
 
     async def _handle(
         self,

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from worker_svc import __version__, messages
 from worker_svc.access import Role
-from worker_svc.feed import Feed
+from worker_svc.feed import Feed, unreadable
 from worker_svc.guard import CALL, Call, Gate, GuardedService
 from worker_svc.job import (
     DeadlineExceeded,
@@ -389,7 +389,10 @@ class WorkerService(GuardedService):
                     await end
                     current = self._reader.get(record.job_id)
         except sqlite3.Error as error:
-            final_size.set_exception(Unavailable(f"the job's record cannot be read: {error}"))
+            final_size.set_exception(Unavailable(unreadable(error)))
+            return
+        except Unavailable as error:
+            final_size.set_exception(error)
             return
         if current is None:
             final_size.set_exception(JobNotFound("the job was deleted"))

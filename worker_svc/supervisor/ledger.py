@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from worker_svc.job import JobSpec, Transition, fault_text
+from worker_svc.job import JobError, JobSpec, ResourceExhausted, Transition, Unavailable, fault_text
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.livejob import LiveJob
 from worker_svc.supervisor.store import JobStore
@@ -59,6 +59,7 @@ class Ledger:
         self._urgent: list[Callable[[], None]] = []
         self.failure = ""
         """Why the last commit failed; empty after one that succeeded."""
+        self._is_full = False
 
     def add(self, job: LiveJob, spec: JobSpec, stdin: bytes) -> None:
         self._pending.append(_Add(job, spec, stdin))
@@ -108,9 +109,16 @@ class Ledger:
                 self._store.rollback()
                 if isinstance(error, sqlite3.Error | MemoryError) and not isinstance(error, _FAULTS_OF_DATA):
                     self.failure = str(error) or "out of memory"
+                    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_FULL)
+                    self._is_full = code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM)
                 else:
                     self._put_aside(entry, error, given_up, give_up)
         return not self.failure
+
+    def refusal(self) -> JobError:
+        """Of a job that cannot be recorded because of `failure`."""
+        kind = ResourceExhausted if self._is_full else Unavailable
+        return kind(f"the job cannot be recorded now: {self.failure}")
 
     def _put_aside(self, entry: _Entry, error: Exception, given_up: set[int], give_up: GiveUp) -> None:
         job = None if isinstance(entry, _Delete | _DropEvents) else entry.job

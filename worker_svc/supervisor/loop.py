@@ -16,7 +16,7 @@ from functools import partial
 from typing import Final
 
 from worker_svc import frames
-from worker_svc.job import Limits, ResourceExhausted, fault_text
+from worker_svc.job import Limits, fault_text
 from worker_svc.supervisor import crashpoints, statedir
 from worker_svc.supervisor.clocks import NS_PER_S
 from worker_svc.supervisor.connections import Connection, Key, listen, refusal
@@ -176,7 +176,7 @@ class Supervisor:
         else:
             self._note_failure()
             for job in self._ledger.take_back_new():
-                refusal = ResourceExhausted(f"the job could not be recorded: {self._ledger.failure}")
+                refusal = self._ledger.refusal()
                 self._jobs.take_back(job, refusal)
         is_new = self._store.sequence != before
         for connection in list(self._connections.values()):

@@ -22,7 +22,6 @@ from worker_svc.job import (
     JobState,
     Outcome,
     PreconditionFailed,
-    ResourceExhausted,
     SecretEnv,
     Unavailable,
     check_job_id,
@@ -80,7 +79,7 @@ class Requests:
         except JobError as error:
             connection.send({"r": request, "error": error.code, "text": error.message})
         except sqlite3.Error as error:
-            connection.send({"r": request, "error": Unavailable.code, "text": f"the store cannot be read: {error}"})
+            connection.send({"r": request, "error": Unavailable.code, "text": f"the store cannot be read now: {error}"})
         except (OSError, MemoryError) as error:  # out of files, as a rule
             text = f"the supervisor cannot do it now: {getattr(error, 'strerror', '') or str(error) or 'out of memory'}"
             connection.send({"r": request, "error": Unavailable.code, "text": text})
@@ -151,7 +150,7 @@ class Requests:
                 connection.send({"r": request, **_answer_of(record)})
                 return
         if self._ledger.failure:
-            raise ResourceExhausted(f"no job can be recorded now: {self._ledger.failure}")
+            raise self._ledger.refusal()
         if self.is_shutting_down:
             raise Unavailable(
                 f"the supervisor was told to shut down (ShutdownWorker), takes no new job and leaves when the "

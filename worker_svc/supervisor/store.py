@@ -332,6 +332,8 @@ def _version_text(path: str, found: int) -> str:
             f"{path}: was written by a newer version (schema {found}, this one knows {SCHEMA_VERSION}): "
             "run that version, or use another state directory"
         )
+    if not found:
+        return f"{path}: holds no store: it was emptied, or the supervisor has not made it yet"
     return f"{path}: has schema {found}, not {SCHEMA_VERSION}: the supervisor has not migrated it yet"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -66,13 +67,22 @@ class TransitionLog:
         self._rung.set()
 
     async def run(self) -> None:
-        """Logs what is added, and before that what the store has and the log has not; until cancelled. Raises
-        sqlite3.Error."""
+        """Logs what is added, and before that what the store has and the log has not; until cancelled."""
+        is_told = False
         while True:
             await self._rung.wait()
             self._rung.clear()
             while self.sequence < self._latest:
-                await self._write(self._next())
+                try:
+                    batch = self._next()
+                except sqlite3.Error as error:
+                    if not is_told:
+                        self._log.warning("log.transitions_unread", reason=str(error), retry_in_s=_RETRY_S)
+                    is_told = True
+                    await asyncio.sleep(_RETRY_S)
+                    continue
+                is_told = False
+                await self._write(batch)
             self._is_caught_up.set()
 
     async def finish(self, timeout_s: float) -> None:

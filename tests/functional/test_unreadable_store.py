@@ -1,0 +1,119 @@
+"""A store that cannot be read (any more): callers are told so, and all goes on when it can be read again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from tests.support.waiting import eventually
+from tests.support.workers import PATIENCE_S, Worker
+from worker_svc.client import WorkerClient
+from worker_svc.feed import Feed
+from worker_svc.job import JobError, JobSpec, ResourceExhausted, Transition, Unavailable
+from worker_svc.job import JobState as State
+from worker_svc.supervisor.ledger import Ledger
+from worker_svc.supervisor.livejob import LiveJob
+from worker_svc.supervisor.store import STORE_NAME, JobStore, StoreReader
+
+_REASON = "the store cannot be read now: "
+
+
+@contextmanager
+def emptied(state: Path) -> Iterator[None]:
+    """What was there, as if the disk had lost it; what of it is in memory is there still."""
+    files = [state / STORE_NAME, state / f"{STORE_NAME}-wal"]
+    kept = [file.read_bytes() for file in files]
+    for file in files:
+        os.truncate(file, 0)
+    try:
+        yield
+    finally:
+        for file, content in zip(files, kept, strict=True):
+            with file.open("r+b") as opened:
+                opened.write(content)
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    with Worker(tmp_path_factory.mktemp("worker")) as worker:
+        yield worker
+
+
+@pytest.fixture
+async def client(worker: Worker) -> AsyncIterator[WorkerClient]:
+    async with worker.client() as client:
+        yield client
+
+
+CALLS: dict[str, Callable[[WorkerClient], Coroutine[Any, Any, Any]]] = {
+    "query": lambda client: client.job("job-0"),
+    "wait": lambda client: client.wait("job-1"),
+    "list": lambda client: anext(client.list()),
+}
+
+
+async def test_every_call_that_needs_it(client: WorkerClient, worker: Worker) -> None:
+    # As much as no cache holds.
+    for number in range(64):
+        await client.start("true", args=["x" * 20_000], job_id=f"job-{number}")
+    await client.wait("job-63")
+    with emptied(worker.path):
+        for name, call in CALLS.items():
+            with pytest.raises(Unavailable) as caught:
+                await call(client)
+            assert _REASON in str(caught.value), name
+    assert worker.wait_log("library.log")["message"].startswith(("QueryJob: ", "WaitJob: "))
+    await client.start("true")  # what was read of it is not trusted any longer
+    assert (await client.job("job-0")).outcome
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[JobStore]:
+    store = JobStore(str(tmp_path))
+    store.begin()
+    ordinal = store.add_job("j", JobSpec("true"), "", 1, b"")
+    store.add_transition(ordinal, Transition(0, "j", 5, State.NEW, State.FINISHED), {})
+    store.commit()
+    yield store
+    store.close()
+
+
+@pytest.mark.parametrize("pragma, refused", [("query_only=ON", Unavailable), ("max_page_count=1", ResourceExhausted)])
+def test_a_job_that_cannot_be_recorded(store: JobStore, pragma: str, refused: type[JobError]) -> None:
+    """A full disk is told from one that fails."""
+    ledger = Ledger(store)
+    store._db.execute(f"PRAGMA {pragma}")
+    ledger.add(LiveJob("k", "", 1, ""), JobSpec("true", "x" * 100_000), b"")
+    assert not ledger.commit(Mock())
+    assert type(ledger.refusal()) is refused
+    assert ledger.failure in str(ledger.refusal())
+
+
+async def test_who_waits_is_told(store: JobStore, tmp_path: Path) -> None:
+    """Those who watch, and those who wait for the end of a job; the feed reads on as soon as it can."""
+    told: list[str] = []
+    read: list[Transition] = []
+    reader = StoreReader(str(tmp_path))
+    feed = Feed(reader, 0, read.extend, lambda event, **fields: told.append(event))
+    end = feed.end_of("j")
+    watching = asyncio.ensure_future(anext(feed.since(1)))
+    await asyncio.sleep(0)
+    with emptied(tmp_path):
+        feed.ring(1)
+        reading = asyncio.create_task(feed.run())
+        for waiting in (end, watching):
+            with pytest.raises(Unavailable, match=_REASON):
+                await asyncio.wait_for(waiting, PATIENCE_S)
+    await asyncio.wait_for(feed.end_of("j"), PATIENCE_S)
+    await eventually(lambda: told == ["store.unreadable", "store.readable_again"])
+    assert [moved.sequence for moved in read] == [1]
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    reader.close()
