@@ -11,7 +11,7 @@ setup(
         Extension(
             "worker_svc.supervisor.spawn._native",
             ["worker_svc/supervisor/spawn/_native.c"],
-            depends=["worker_svc/supervisor/spawn/_arch.h", "worker_svc/supervisor/spawn/_child.h"],
+            depends=[f"worker_svc/supervisor/spawn/{name}.h" for name in ("_arch", "_child", "_pump")],
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             py_limited_api=True,
             optional=True,

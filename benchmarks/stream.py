@@ -28,6 +28,7 @@ from tests.support.workers import ROOT, Worker
 from worker_svc.client import WorkerClient
 from worker_svc.output.reader import CHUNK_BYTES
 from worker_svc.pb import jobscheduler as pb
+from worker_svc.pb.jobscheduler import OutputVia
 
 MIB: Final = 1 << 20
 FOLLOWERS: Final = 50
@@ -159,7 +160,9 @@ class Bench:
     def writing(self) -> None:
         took = Path(f"{self._folder}/took")
         megabytes = self._megabytes * 4
-        found: dict[str, list[float]] = {"by hand": [], "job": [], "job, cap 64 MiB": [], "job, followed": []}
+        found: dict[str, list[float]] = {
+            name: [] for name in ("by hand", "job, file", "job", "job, cap 64 MiB", "job, followed")
+        }
         for number in range(self._rounds):
             for name, rates in found.items():
                 if name == "by hand":
@@ -189,6 +192,7 @@ class Bench:
                 args=["-S", "-E", "-c", WRITER, str(megabytes), str(took or "/dev/null")],
                 job_id=job_id,
                 output_max_bytes=64 * MIB if "cap" in how else 0,
+                output_via=OutputVia.FILE if "file" in how else OutputVia.PIPE,
             )
             if "followed" in how:
                 # Left once the job has ended: to read on is not what is measured. With a connection of its own, which

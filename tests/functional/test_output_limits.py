@@ -26,6 +26,7 @@ from worker_svc.job import (
     JobState,
     Outcome,
     OutputPolicy,
+    OutputVia,
     ResourceExhausted,
 )
 from worker_svc.pb.jobscheduler import OutputChunk, OutputStream
@@ -131,8 +132,13 @@ async def collect(client: WorkerClient, job_id: str, **options: Any) -> list[Out
         return [chunk async for chunk in client.output(job_id, **options)]
 
 
-def capped(cap: int, policy: OutputPolicy = OutputPolicy.DROP_HEAD) -> dict[str, Any]:
-    return {"output_max_bytes": cap, "output_policy": int(policy)}
+def capped(cap: int, policy: OutputPolicy = OutputPolicy.DROP_HEAD, via: OutputVia = OutputVia.FILE) -> dict[str, Any]:
+    return {"output_max_bytes": cap, "output_policy": int(policy), "output_via": int(via)}
+
+
+@pytest.fixture(params=OutputVia, ids=lambda via: via.name)
+def via(request: pytest.FixtureRequest) -> OutputVia:
+    return OutputVia(request.param)
 
 
 # drop_head
@@ -195,10 +201,10 @@ def test_a_follower_of_a_job_under_its_cap(tmp_path: Path, state: Path) -> None:
 
 
 @pytest.mark.parametrize("cap", [MIB, 64 * MIB])
-def test_disk_use_at_full_speed(supervisor: SupervisorProcess, state: Path, cap: int) -> None:
+def test_disk_use_at_full_speed(supervisor: SupervisorProcess, state: Path, cap: int, via: OutputVia) -> None:
     total = 2048 * MIB
     path = output_path(str(state), "j")
-    supervisor.run("j", programs.python(FLOOD, str(total)), **capped(cap))
+    supervisor.run("j", programs.python(FLOOD, str(total)), **capped(cap, via=via))
     sampler = Sampler(path)
     sampler.until(lambda: supervisor.record("j").state is JobState.FINISHED, 100)
     record = supervisor.record("j")
@@ -231,11 +237,11 @@ def test_separate_standard_error_has_a_cap_of_its_own(tmp_path: Path, state: Pat
         asyncio.run(check(worker))
 
 
-def test_while_no_worker_runs_and_by_the_supervisor_that_adopted_it(state: Path, tmp_path: Path) -> None:
+def test_while_no_worker_runs_and_by_the_supervisor_that_adopted_it(state: Path, via: OutputVia) -> None:
     cap = 4 * MIB
     path = output_path(str(state), "j")
     with SupervisorProcess(state) as supervisor:
-        supervisor.run("j", programs.python(ENDLESS), **capped(cap))
+        supervisor.run("j", programs.python(ENDLESS), **capped(cap, via=via))
         supervisor.hang_up()
         sampler = Sampler(path)
         size = 10 * cap
@@ -299,10 +305,10 @@ def test_a_file_in_the_place_of_the_output_is_not_touched(state: Path) -> None:
 # The other policies
 
 
-def test_stop(supervisor: SupervisorProcess, state: Path) -> None:
+def test_stop(supervisor: SupervisorProcess, state: Path, via: OutputVia) -> None:
     cap = 2 * MIB
     path = output_path(str(state), "j")
-    supervisor.run("j", programs.python(ENDLESS), **capped(cap, OutputPolicy.STOP))
+    supervisor.run("j", programs.python(ENDLESS), **capped(cap, OutputPolicy.STOP, via))
     record = supervisor.wait_finished("j")
     assert (record.outcome, record.output_size_bytes) == (Outcome.OUTPUT_LIMIT, size_of(path))
     assert str(cap) in record.reason
@@ -311,11 +317,13 @@ def test_stop(supervisor: SupervisorProcess, state: Path) -> None:
     assert reasons == ["output limit"]
 
 
-def test_one_that_does_not_stop_cannot_fill_the_disk(supervisor: SupervisorProcess, state: Path) -> None:
+def test_one_that_does_not_stop_cannot_fill_the_disk(
+    supervisor: SupervisorProcess, state: Path, via: OutputVia
+) -> None:
     """It is given its time, and writes on: the newest bytes are kept."""
     cap = 2 * MIB
     path = output_path(str(state), "j")
-    supervisor.run("j", programs.python(ENDLESS_DEAF), stop_grace_s=1.0, **capped(cap, OutputPolicy.STOP))
+    supervisor.run("j", programs.python(ENDLESS_DEAF), stop_grace_s=1.0, **capped(cap, OutputPolicy.STOP, via))
     sampler = Sampler(path)
     sampler.until(lambda: supervisor.record("j").state is JobState.FINISHED)
     assert supervisor.record("j").outcome is Outcome.OUTPUT_LIMIT
@@ -323,18 +331,18 @@ def test_one_that_does_not_stop_cannot_fill_the_disk(supervisor: SupervisorProce
     assert sampler.peak <= cap + SLACK
 
 
-def test_none(supervisor: SupervisorProcess, state: Path) -> None:
+def test_none(supervisor: SupervisorProcess, state: Path, via: OutputVia) -> None:
     total = 10 * MIB
     for policy, cap in ((OutputPolicy.NONE, MIB), (OutputPolicy.DROP_HEAD, 0)):
         job_id = policy.name
-        record = supervisor.finish(job_id, writes(total), **capped(cap, policy))
+        record = supervisor.finish(job_id, writes(total), **capped(cap, policy, via))
         assert (record.outcome, record.output_size_bytes) == (Outcome.SUCCEEDED, total)
         assert supervisor.output(job_id) == pattern(0, total)
 
 
-def test_no_more_than_the_cap_is_left_alone(supervisor: SupervisorProcess, state: Path) -> None:
+def test_no_more_than_the_cap_is_left_alone(supervisor: SupervisorProcess, state: Path, via: OutputVia) -> None:
     for policy in (OutputPolicy.DROP_HEAD, OutputPolicy.STOP):
-        record = supervisor.finish(policy.name, writes(4 * MIB), **capped(4 * MIB, policy))
+        record = supervisor.finish(policy.name, writes(4 * MIB), **capped(4 * MIB, policy, via))
         assert record.outcome is Outcome.SUCCEEDED
         assert supervisor.output(policy.name) == pattern(0, 4 * MIB)
 

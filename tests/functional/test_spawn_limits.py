@@ -160,7 +160,8 @@ def test_a_hard_limit_cannot_be_raised_without_privilege(pad: Launchpad) -> None
     [
         ("limits={'nice': -5}", "limits.nice: -5 is below the supervisor's own: that needs CAP_SYS_NICE"),
         ("limits={'oom_score_adj': -5}", "limits.oom_score_adj: cannot be lowered without CAP_SYS_RESOURCE"),
-        ("identity=Identity('65534', '65534', ())", "identity.groups: running as another user or group needs root"),
+        ("identity=Identity('65534', '65534', ())", "identity.user: running as another user needs root"),
+        ("identity=Identity('', '65534', ())", "identity.groups: running as another user or group needs root"),
         pytest.param(
             "identity=Identity(no_new_privs=False), sandbox=Sandbox(('/',))",
             "sandbox.read_only_paths: Landlock needs identity.no_new_privs, or CAP_SYS_ADMIN",
@@ -238,14 +239,14 @@ def test_groups_as_given(pad: Launchpad) -> None:
 
 @needs_root
 def test_what_another_user_gets(pad: Launchpad) -> None:
-    """Its home by the user database where asked; stdin it may read; output files that stay ours."""
+    """Its home by the user database where asked; stdin it may read; output files that are its own."""
     plan = pad.plan(
         "sh", "-c", "cat; cat /dev/stdin </dev/null; echo $HOME $USER $LOGNAME; echo err >&2",
         identity=Identity("daemon"), stdin=b"text\n", user_env=("HOME", "LOGNAME"),
     )  # fmt: skip
     entry = pwd.getpwnam("daemon")
     assert pad.run_plan(plan).output == f"text\n{entry.pw_dir} daemon\nerr\n"
-    assert Path(plan.stdout_path).stat().st_uid == 0
+    assert Path(plan.stdout_path).stat().st_uid == pwd.getpwnam("daemon").pw_uid
     with pytest.raises(SpawnFailed, match=r"identity.user: 12345 has no entry that tells HOME: set it in env"):
         pad.run("true", identity=Identity("12345", "12345"), user_env=("HOME",))
 

@@ -25,7 +25,7 @@ from tests.support.waiting import eventually, eventually_sync
 from tests.support.workers import PATIENCE_S, ROOT, Worker
 from worker_svc.client import WorkerClient
 from worker_svc.job import InvalidArgument, JobNotFound, JobState, Outcome, OutOfRange, PreconditionFailed, Unavailable
-from worker_svc.pb.jobscheduler import OutputChunk, OutputStream, StreamJobReq, WorkerStub
+from worker_svc.pb.jobscheduler import OutputChunk, OutputStream, OutputVia, StreamJobReq, WorkerStub
 from worker_svc.supervisor.store import output_path, stderr_path
 
 pytestmark = pytest.mark.timeout(180)
@@ -354,9 +354,12 @@ async def test_of_a_deleted_job(client: WorkerClient, worker: Worker) -> None:
 # An operator at work
 
 
-async def test_output_removed_while_it_runs(client: WorkerClient, worker: Worker, teller: Teller) -> None:
+@pytest.mark.parametrize("via", [OutputVia.PIPE, OutputVia.FILE])
+async def test_output_removed_while_it_runs(
+    client: WorkerClient, worker: Worker, teller: Teller, via: OutputVia
+) -> None:
     """Who follows already gets all there is; nobody hangs."""
-    job_id = await start(client, teller.argv)
+    job_id = await start(client, teller.argv, output_via=via)
     before = Following(client, job_id)
     teller.tell(b"before ")
     await before.until(b"before ")
@@ -370,25 +373,33 @@ async def test_output_removed_while_it_runs(client: WorkerClient, worker: Worker
     assert joined(await before.end()) == b"before after last words"
     assert joined(await late.end()) == b""
     assert (await client.wait(job_id, PATIENCE_S)).outcome == Outcome.SUCCEEDED
-    assert await collect(client, job_id, follow=True) == []
+    known = [(0, len(b"before after last words"))] if via == OutputVia.PIPE else []
+    assert gaps(await collect(client, job_id, follow=True)) == known
 
 
-async def test_output_truncated_while_it_runs(client: WorkerClient, worker: Worker, teller: Teller) -> None:
-    """Offsets are places in the file: what is written again below is not sent again."""
-    job_id = await start(client, teller.argv)
+@pytest.mark.parametrize("via", [OutputVia.PIPE, OutputVia.FILE])
+async def test_output_truncated_while_it_runs(
+    client: WorkerClient, worker: Worker, teller: Teller, via: OutputVia
+) -> None:
+    """Offsets are places in the file: it goes on at the next block, and all before is a gap."""
+    job_id = await start(client, teller.argv, output_via=via)
     follower = Following(client, job_id)
     teller.tell(b"0123456789")
     await follower.until(b"0123456789")
-    os.truncate(output_path(str(worker.path), job_id), 0)
+    path = output_path(str(worker.path), job_id)
+    os.truncate(path, 0)
     teller.tell(b"abc")
+    await follower.until(b"0123456789abc")
     new = Following(client, job_id)
     await new.until(b"abc")
-    teller.tell(b"defghijKLM")
-    await follower.until(b"0123456789KLM")
+    teller.tell(b"def")
     teller.end()
-    assert joined(await follower.end()) == b"0123456789KLM"
-    assert joined(await new.end()) == b"abcdefghijKLM"
-    assert (await client.job(job_id)).output_size_bytes == 13
+    assert joined(await follower.end()) == b"0123456789abcdef"
+    assert gaps(follower.chunks) == [(10, 4086)]
+    assert joined(await new.end()) == b"abcdef"
+    assert gaps(new.chunks) == [(0, 4096)]
+    job = await client.job(job_id)
+    assert (job.output_size_bytes, job.output_loss) == (4102, "10 bytes were truncated")
 
 
 @pytest.mark.parametrize("follow", [False, True])

@@ -34,6 +34,7 @@ from worker_svc.job import (
     LeaderExit,
     Outcome,
     OutputPolicy,
+    OutputVia,
     Sandbox,
     SecretEnv,
     StopCause,
@@ -52,16 +53,16 @@ SAME, NEVER = "nothing changes", "cannot happen"
 # The whole of it, each pair once: rows are states, columns the events below.
 EVENTS = [
     Event.ENQUEUE, Event.LAUNCH, Event.SPAWNED, Event.SPAWN_FAILED, Event.STOP, Event.EXIT, Event.LOSE, Event.PAUSE,
-    Event.RESUME,
+    Event.RESUME, Event.REMARK,
 ]  # fmt: skip
 QUEUED, STARTING, RUNNING, STOPPING, FINISHED = list(JobState)[1:]
 TABLE: dict[JobState, list[JobState | str]] = {
-    JobState.NEW: [QUEUED, STARTING, NEVER, NEVER, NEVER, NEVER, NEVER, NEVER, NEVER],
-    JobState.QUEUED: [NEVER, STARTING, NEVER, NEVER, FINISHED, NEVER, FINISHED, NEVER, NEVER],
-    JobState.STARTING: [NEVER, NEVER, RUNNING, FINISHED, SAME, NEVER, FINISHED, NEVER, NEVER],
-    JobState.RUNNING: [NEVER, NEVER, NEVER, NEVER, STOPPING, FINISHED, FINISHED, RUNNING, RUNNING],
-    JobState.STOPPING: [NEVER, NEVER, NEVER, NEVER, SAME, FINISHED, FINISHED, NEVER, NEVER],
-    JobState.FINISHED: [NEVER, NEVER, NEVER, NEVER, SAME, NEVER, NEVER, NEVER, NEVER],
+    JobState.NEW: [QUEUED, STARTING, NEVER, NEVER, NEVER, NEVER, NEVER, NEVER, NEVER, NEVER],
+    JobState.QUEUED: [NEVER, STARTING, NEVER, NEVER, FINISHED, NEVER, FINISHED, NEVER, NEVER, NEVER],
+    JobState.STARTING: [NEVER, NEVER, RUNNING, FINISHED, SAME, NEVER, FINISHED, NEVER, NEVER, NEVER],
+    JobState.RUNNING: [NEVER, NEVER, NEVER, NEVER, STOPPING, FINISHED, FINISHED, RUNNING, RUNNING, RUNNING],
+    JobState.STOPPING: [NEVER, NEVER, NEVER, NEVER, SAME, FINISHED, FINISHED, NEVER, NEVER, STOPPING],
+    JobState.FINISHED: [NEVER, NEVER, NEVER, NEVER, SAME, NEVER, NEVER, NEVER, NEVER, NEVER],
 }
 
 
@@ -409,6 +410,7 @@ SPECS = st.builds(
     leader_exit=st.sampled_from(LeaderExit),
     checked=st.sampled_from([(), (CheckedFile("command", "/c", 1, 2, 3), CheckedFile("path", "/p", 4, 5, 6))]),
     secret_env=st.lists(TEXTS, max_size=2).map(tuple),
+    output_via=st.sampled_from(OutputVia),
 )
 
 
@@ -429,7 +431,7 @@ def _unusual() -> JobSpec:
     return JobSpec(
         "c", "p", ("a",), {"e": "v"}, "/", 1, 1.0, 9, 1.0, {"l": "v"}, True, 1, OutputPolicy.STOP,
         {"nice": 1}, Identity("u"), Sandbox(private_tmp=True), LeaderExit.WAIT,
-        (CheckedFile("command", "/c", 1, 2, 3),), ("s",),
+        (CheckedFile("command", "/c", 1, 2, 3),), ("s",), OutputVia.PIPE,
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from worker_svc.job import (
     LeaderExit,
     Outcome,
     OutputPolicy,
+    OutputVia,
     Sandbox,
     Transition,
 )
@@ -84,6 +85,7 @@ FULL: dict[str, Any] = {
     ),
     "leader_exit": pb.LeaderExit.WAIT,
     "secret_env": {"TOKEN": "hunter2", "A_SECRET": ""},
+    "output_via": pb.OutputVia.PIPE,
 }
 SPEC = JobSpec(
     command="bash",
@@ -116,6 +118,7 @@ SPEC = JobSpec(
     sandbox=Sandbox(("/usr", "/lib"), ("/work",), True, True),
     leader_exit=LeaderExit.WAIT,
     secret_env=("A_SECRET", "TOKEN"),
+    output_via=OutputVia.PIPE,
 )
 RECORD = JobRecord(
     ordinal=7,
@@ -141,6 +144,7 @@ RECORD = JobRecord(
     stuck="pid 3",
     owner="dns:someone",
     started_monotonic_ns=5_000_000_000,
+    output_loss="9 bytes were truncated",
 )
 FILES = Files("/state/output/my-job.out", "/state/output/my-job.err", 2**40, 17)
 MOVED = Transition(
@@ -201,7 +205,7 @@ def test_what_is_left_out_is_the_workers_default() -> None:
     start = start_from(sent(pb.StartJobReq(command="true")), DEFAULTS)
     assert start == messages.Start(
         JobSpec("true", cwd="/default", timeout_s=60.0, stop_signal=2, stop_grace_s=5.0, output_max_bytes=1000,
-                output_policy=OutputPolicy.NONE),
+                output_policy=OutputPolicy.NONE, output_via=OutputVia.PIPE),
         b"", "", "",
     )  # fmt: skip
 
@@ -246,6 +250,7 @@ def test_every_field_of_a_spec_is_told() -> None:
         sandbox=FULL["sandbox"],
         leader_exit=wire.LeaderExit.WAIT,
         secret_env=["A_SECRET", "TOKEN"],
+        output_via=wire.OutputVia.PIPE,
     )
     # `checked` is the policy's.
     assert len(JobSpec._fields) == len(fields_of(pb.JobSpec)) + 1
@@ -297,6 +302,7 @@ def test_every_field_of_a_record_is_told() -> None:
         paused=True,
         stuck="pid 3",
         owner="dns:someone",
+        output_loss="9 bytes were truncated",
     )
 
 
@@ -320,7 +326,7 @@ def test_every_field_of_a_transition_is_told() -> None:
     )
 
 
-@pytest.mark.parametrize("ours", [JobState, Outcome, OutputPolicy, LeaderExit])
+@pytest.mark.parametrize("ours", [JobState, Outcome, OutputPolicy, OutputVia, LeaderExit])
 def test_enums_have_the_numbers_of_the_wire(ours: Any) -> None:
     theirs = getattr(pb, ours.__name__)
     names = {"NEW": "UNSPECIFIED", "NONE": "UNSPECIFIED"} if ours is not OutputPolicy else {}
@@ -381,6 +387,8 @@ OTHERS: list[tuple[str, Any]] = [
     ("leader_exit", pb.LeaderExit.KILL),
     ("secret_env", {}),
     ("secret_env", {"TOKEN": "hunter2"}),
+    ("output_via", pb.OutputVia.UNSPECIFIED),
+    ("output_via", pb.OutputVia.FILE),
 ]
 # And of each field within them.
 WITHIN: dict[str, list[tuple[str, Any]]] = {
@@ -477,6 +485,7 @@ def test_no_fingerprint_without_an_id() -> None:
         ({"job_id": "x" * 129}, "job_id"),
         ({"output_policy": 77}, "output_policy"),
         ({"leader_exit": 77}, "leader_exit"),
+        ({"output_via": 77}, "output_via"),
         ({"limits": pb.Limits(memory_max_bytes=1000)}, "limits.memory_max_bytes"),
         ({"limits": pb.Limits(cpu_max_cores=float("nan"))}, "limits.cpu_max_cores"),
         ({"limits": pb.Limits(rlimits=[pb.Rlimit(name="bogus", soft=1)])}, "limits.rlimits.bogus"),

@@ -74,12 +74,13 @@ def test_every_column_of_a_record_survives(store: JobStore, reader: StoreReader)
         "paused": 1,
         "stuck": "pid 3",
         "started_monotonic_ns": 17,
+        "output_loss": "9 bytes",
     }
     sequence = store.add_transition(ordinal, Transition(0, "j", 9, STOPPING, FINISHED, 77), changes)
     store.commit()
     expected = JobRecord(
         ordinal, "j", spec, FINISHED, sequence, 11, "print", Outcome.FAILED, 3, 9, "exit status 3", 77,
-        12, 13, 14, 15, 16, 2**40, 0, 1, "pid 3", "dns:someone", 17,
+        12, 13, 14, 15, 16, 2**40, 0, 1, "pid 3", "dns:someone", 17, "9 bytes",
     )  # fmt: skip
     assert reader.get("j") == store.get("j") == expected
     added = {"ordinal", "job_id", "spec", "state", "last_sequence", "accepted_ns", "fingerprint", "owner"}
@@ -104,7 +105,7 @@ def test_what_is_not_known_stays_unknown(store: JobStore, reader: StoreReader) -
     assert (found.exit_code, found.signal, found.queued_ns, found.wall_ns, found.cpu_ns) == (None,) * 5
     record = reader.get("j")
     assert record is not None
-    assert record[12:] == (*(None,) * (len(JobRecord._fields) - 16), 0, "", "", 0)
+    assert record[12:] == (*(None,) * (len(JobRecord._fields) - 17), 0, "", "", 0, "")
 
 
 @settings(max_examples=30, deadline=None)

@@ -113,6 +113,11 @@ def add_job_options(add: Add) -> None:
         help="when it writes more: give the oldest bytes back, stop the job, or keep all",
     )
     add(
+        "--output-via",
+        choices=("pipe", "file"),
+        help="how its output gets into the file: by a pipe, or the job has the file itself",
+    )
+    add(
         "--wait-for-tree",
         action="store_true",
         help="the job goes on when its first process has exited, until all of its processes are gone",
@@ -137,7 +142,7 @@ def _secret(name: str) -> tuple[str, str]:
 
 def start_fields(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `WorkerClient.start` takes, as far as `add_job_options` tells it."""
-    from worker_svc.job import LeaderExit, OutputPolicy
+    from worker_svc.job import LeaderExit, OutputPolicy, OutputVia
 
     return {
         "env": dict(arguments.env),
@@ -151,6 +156,7 @@ def start_fields(arguments: argparse.Namespace) -> dict[str, Any]:
         "separate_stderr": arguments.separate_stderr,
         "output_max_bytes": arguments.output_max_bytes,
         "output_policy": OutputPolicy[policy.upper().replace("-", "_")] if (policy := arguments.output_policy) else 0,
+        "output_via": OutputVia[arguments.output_via.upper()] if arguments.output_via else 0,
         "limits": limits_of(arguments),
         "identity": identity_of(arguments),
         "sandbox": sandbox_of(arguments),

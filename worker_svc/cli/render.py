@@ -149,6 +149,7 @@ def job_block(job: Job, *, now: datetime) -> list[str]:
         "ends": "when all of its processes are gone" if spec.leader_exit == _WAIT else "",
         "output limit": _output_limit(spec),
         "output": _file(job.output_file, job.output_size_bytes),
+        "output loss": printable(job.output_loss),
         "stderr": _file(job.stderr_file, job.stderr_size_bytes) if spec.separate_stderr else "",
     }
     width = max(map(len, facts)) + 1
@@ -220,6 +221,7 @@ def job_json(job: Job) -> dict[str, Any]:
         "output_size_bytes": job.output_size_bytes,
         "stderr_file": job.stderr_file or None,
         "stderr_size_bytes": job.stderr_size_bytes,
+        "output_loss": job.output_loss or None,
         "last_sequence": job.last_sequence,
         "paused": job.paused,
         "stuck": job.stuck or None,
@@ -238,6 +240,7 @@ def job_json(job: Job) -> dict[str, Any]:
             "separate_stderr": spec.separate_stderr,
             "output_max_bytes": spec.output_max_bytes,
             "output_policy": spec.output_policy.name,
+            "output_via": spec.output_via.name,
             "limits": limits_json(spec.limits),
             "identity": identity_json(spec.identity),
             "sandbox": sandbox_json(spec.sandbox),

@@ -34,6 +34,7 @@ from worker_svc.pb.jobscheduler import (
     OutputChunk,
     OutputPolicy,
     OutputStream,
+    OutputVia,
     PauseJobReq,
     PruneJobsReq,
     PruneJobsRes,
@@ -154,6 +155,7 @@ class WorkerClient:
         job_id: str = "",
         output_max_bytes: int | None = None,
         output_policy: int = OutputPolicy.UNSPECIFIED,
+        output_via: int = OutputVia.UNSPECIFIED,
         limits: Limits | None = None,
         identity: Identity | None = None,
         sandbox: Sandbox | None = None,
@@ -162,9 +164,10 @@ class WorkerClient:
         deadline_s: float | None = None,
     ) -> StartJobRes:
         """Start a job: `command`, `path` (if not empty), `args`. What is left out is the worker's default.
-        `output_policy` is an OutputPolicy, `leader_exit` a LeaderExit. A limit, user or sandbox that the worker's
-        machine cannot give raises PreconditionFailed: `limits=Limits(memory_max_bytes=2**30, pids_max=100)`.
-        `secret_env` are variables like `env`, whose values are delivered to the job and recorded nowhere.
+        `output_policy` is an OutputPolicy, `output_via` an OutputVia, `leader_exit` a LeaderExit. A limit, user or
+        sandbox that the worker's machine cannot give raises PreconditionFailed: `limits=Limits(memory_max_bytes=2**30,
+        pids_max=100)`. `secret_env` are variables like `env`, whose values are delivered to the job and recorded
+        nowhere.
 
         With a `job_id` of your own the call is idempotent: after a doubtful failure, make the very same
         again.
@@ -184,6 +187,7 @@ class WorkerClient:
             job_id=job_id,
             output_max_bytes=count("output_max_bytes", output_max_bytes, _UINT64_MAX),
             output_policy=member(OutputPolicy, "output_policy", output_policy),
+            output_via=member(OutputVia, "output_via", output_via),
             limits=limits,
             identity=identity,
             sandbox=sandbox,

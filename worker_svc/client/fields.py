@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from betterproto import Message
 
 from worker_svc.job import InvalidArgument, check_duration
-from worker_svc.pb.jobscheduler import JobState, LeaderExit, OutputPolicy, OutputStream
+from worker_svc.pb.jobscheduler import JobState, LeaderExit, OutputPolicy, OutputStream, OutputVia
 
-E = TypeVar("E", JobState, LeaderExit, OutputPolicy, OutputStream)
+E = TypeVar("E", JobState, LeaderExit, OutputPolicy, OutputStream, OutputVia)
 
 
 def duration(field: str, seconds: float | None) -> timedelta | None:

@@ -39,6 +39,7 @@ from worker_svc.config.values import Variables, toml_value
 from worker_svc.job import parse_signal
 
 OutputPolicyName = Literal["drop_head", "stop", "none"]
+OutputViaName = Literal["pipe", "file"]
 ContainmentName = Literal["auto", "cgroup", "subreaper"]
 SpawnerName = Literal["auto", "native", "python"]
 OnReboot = Literal["start", "drop"]
@@ -232,6 +233,12 @@ class StateConfig(Section):
 class OutputConfig(Section):
     """What is kept of a job's output while it writes."""
 
+    via: OutputViaName = declare(
+        "pipe",
+        Choice[OutputViaName](OutputViaName),
+        'How output gets into its file: by a "pipe", or the job has the "file" itself, which scripts that write to '
+        "/dev/stderr truncate.",
+    )
     max_bytes: int = declare(
         1024 * 1024 * 1024,
         Whole(0, 2**60),

@@ -46,6 +46,7 @@ class Event(IntEnum):
     LOSE = 6  # what became of it cannot be known
     PAUSE = 7
     RESUME = 8
+    REMARK = 9  # something is to be told of it
 
 
 # The whole life of a job. None: the event changes nothing in this state. A pair that is missing cannot happen.
@@ -69,11 +70,13 @@ _TABLE: Final[dict[JobState, dict[Event, JobState | None]]] = {
         Event.STOP: JobState.STOPPING,
         Event.PAUSE: JobState.RUNNING,
         Event.RESUME: JobState.RUNNING,
+        Event.REMARK: JobState.RUNNING,
         Event.EXIT: JobState.FINISHED,
         Event.LOSE: JobState.FINISHED,
     },
     JobState.STOPPING: {
         Event.STOP: None,
+        Event.REMARK: JobState.STOPPING,
         Event.EXIT: JobState.FINISHED,
         Event.LOSE: JobState.FINISHED,
     },

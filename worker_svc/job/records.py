@@ -57,3 +57,5 @@ class JobRecord(NamedTuple):
     """The identity that started it."""
     started_monotonic_ns: int = 0
     """When it started, on the clock that nobody can set: of a running job, how long it runs is told by that."""
+    output_loss: str = ""
+    """What is known to be lost of its output, but for what the cap dropped."""

@@ -53,6 +53,13 @@ class OutputPolicy(IntEnum):
     NONE = 3
 
 
+class OutputVia(IntEnum):
+    """How what a job writes gets into its output file; the numbers are those of the wire."""
+
+    FILE = 1
+    PIPE = 2
+
+
 class LeaderExit(IntEnum):
     """What becomes of the rest of a job when its first process exits; the numbers are those of the wire."""
 
@@ -102,6 +109,8 @@ class JobSpec(NamedTuple):
     """Empty: no policy restricts which files are run."""
     secret_env: tuple[str, ...] = ()
     """Names of variables whose values are nowhere but with the supervisor, until the process has them."""
+    output_via: OutputVia = OutputVia.FILE
+    """Of a record that does not say it: there was no other way."""
 
     def __repr__(self) -> str:
         return f"JobSpec(command={name_of(self.command)!r}, arguments={len(self.argv) - 1}, env={sorted(self.env)})"
@@ -153,7 +162,7 @@ class JobSpec(NamedTuple):
 
     def _validate_nested(self) -> None:
         # Most jobs ask for none of these, and are told so by one comparison.
-        if self[_FIRST_NESTED:] != _DEFAULTS[_FIRST_NESTED:]:
+        if self[_FIRST_NESTED:_END_NESTED] != _DEFAULTS[_FIRST_NESTED:_END_NESTED]:
             check_limits(self.limits)
             self.identity.validate()
             self.sandbox.validate()
@@ -185,6 +194,7 @@ class JobSpec(NamedTuple):
 _DEFAULTS: Final = tuple(JobSpec._field_defaults.get(name) for name in JobSpec._fields)
 _NESTED: Final = ("identity", "sandbox")
 _FIRST_NESTED: Final = JobSpec._fields.index("limits")
+_END_NESTED: Final = JobSpec._fields.index(_NESTED[-1]) + 1
 # What JSON has no values of.
 _KINDS: Final[dict[str, Callable[[Any], Any]]] = {
     "args": tuple,
@@ -194,6 +204,7 @@ _KINDS: Final[dict[str, Callable[[Any], Any]]] = {
     "identity": Identity.from_json,
     "sandbox": Sandbox.from_json,
     "leader_exit": LeaderExit,
+    "output_via": OutputVia,
     "checked": lambda files: tuple(CheckedFile(*file) for file in files),
 }
 

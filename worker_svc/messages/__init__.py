@@ -16,6 +16,7 @@ from worker_svc.job import (
     JobState,
     Outcome,
     OutputPolicy,
+    OutputVia,
     SecretEnv,
     Transition,
     check_duration,
@@ -77,6 +78,7 @@ def start_from(message: pb.StartJobReq, defaults: Defaults) -> Start:
         sandbox=sandbox_from(message.sandbox, defaults.limits),
         leader_exit=leader_exit_from(message.leader_exit, defaults.limits),
         secret_env=tuple(sorted(message.secret_env)),
+        output_via=_output_via_from(message.output_via, defaults),
     )
     secrets = SecretEnv(message.secret_env)
     spec.validate(secrets)
@@ -99,6 +101,14 @@ def _output_policy_from(asked: pb.OutputPolicy, defaults: Defaults) -> OutputPol
     if policy is OutputPolicy.NONE and defaults.output_max_bytes_limit:
         raise InvalidArgument("output_policy", "NONE is not allowed on this worker, which limits output_max_bytes")
     return policy
+
+
+def _output_via_from(asked: pb.OutputVia, defaults: Defaults) -> OutputVia:
+    if asked == pb.OutputVia.UNSPECIFIED:
+        return defaults.output_via
+    if asked not in OutputVia._value2member_map_:
+        raise InvalidArgument("output_via", f"there is no way {int(asked)}: use FILE or PIPE")
+    return OutputVia(asked)
 
 
 def _fingerprint(message: pb.StartJobReq) -> str:
@@ -190,6 +200,7 @@ def spec_message(spec: JobSpec) -> pb.JobSpec:
         sandbox=sandbox_message(spec.sandbox),
         leader_exit=pb.LeaderExit(int(spec.leader_exit)),
         secret_env=list(spec.secret_env),
+        output_via=pb.OutputVia(int(spec.output_via)),
     )
 
 
@@ -230,6 +241,7 @@ def job_message(record: JobRecord, files: Files, monotonic_ns: int) -> pb.Job:
         paused=bool(record.paused),
         stuck=record.stuck,
         owner=record.owner,
+        output_loss=record.output_loss,
     )
 
 
@@ -260,6 +272,7 @@ def worker_message(status: dict[str, Any], **known: Any) -> pb.GetWorkerRes:
         supervisor_pid=status["pid"],
         last_sequence=status["seq"],
         can_drop_head=status["can_drop_head"],
+        output_degraded=status["output_degraded"],
         **known,
     )
 

@@ -6,7 +6,7 @@ import resource
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from worker_svc.job import Identity, LeaderExit, Limits, OutputPolicy
+from worker_svc.job import Identity, LeaderExit, Limits, OutputPolicy, OutputVia
 from worker_svc.job.limits import DECIMAL, LIMITS, RLIMITS, UNLIMITED
 from worker_svc.messages.limits import LimitDefaults
 
@@ -27,6 +27,7 @@ class Defaults(NamedTuple):
     output_max_bytes_limit: int
     """Zero: none."""
     output_policy: OutputPolicy
+    output_via: OutputVia = OutputVia.PIPE
     limits: LimitDefaults = LimitDefaults()
 
     def within(self, bounds: Mapping[str, float]) -> Defaults:
@@ -89,6 +90,7 @@ def start_defaults(config: Config) -> Defaults:
         output_max_bytes=config.output.max_bytes,
         output_max_bytes_limit=config.output.max_bytes_limit,
         output_policy=OutputPolicy[config.output.policy.upper()],
+        output_via=OutputVia[config.output.via.upper()],
         limits=_limit_defaults(config),
     )
 

@@ -124,6 +124,7 @@ def asked_for(message: pb.StartJobReq) -> dict[str, Any]:
     Of secrets the names: a fingerprint is on disk, and who asks again may have been given another token meanwhile.
     """
     asked: dict[str, Any] = {"leader_exit": int(message.leader_exit) or None, "secret_env": sorted(message.secret_env)}
+    asked["output_via"] = int(message.output_via) or None
     limits, identity, sandbox = message.limits, message.identity, message.sandbox
     if limits is not None:
         asked |= {limit.name: getattr(limits, limit.name) for limit in LIMITS}

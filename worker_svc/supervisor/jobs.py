@@ -8,6 +8,7 @@ import select
 import sqlite3
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,6 @@ from worker_svc.job import (
     JobState,
     Limits,
     Outcome,
-    OutputPolicy,
     PreconditionFailed,
     ResourceExhausted,
     SecretEnv,
@@ -35,7 +35,7 @@ from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.ledger import Ledger
 from worker_svc.supervisor.livejob import LiveJob
 from worker_svc.supervisor.mailbox import Mailbox
-from worker_svc.supervisor.output_guard import OutputGuard, can_drop_head
+from worker_svc.supervisor.outputs import Outputs
 from worker_svc.supervisor.reserve import Reserve
 from worker_svc.supervisor.retention import Retention, check_floor
 from worker_svc.supervisor.settings import Settings
@@ -84,8 +84,9 @@ class Jobs:
         self.spawner = Spawner(
             lambda job, result: mailbox.post(partial(self._on_spawned, job, result), job), spawner or IMPLEMENTATION
         )
-        self._guard = OutputGuard(lambda job: mailbox.post(partial(self._on_output_exceeded, job), job))
-        self.can_drop_head = can_drop_head(f"{state_dir}/output")
+        self.outputs = Outputs(
+            state_dir, self.spawner.implementation, mailbox, ledger, self._transitions, self._on_output_exceeded
+        )
         self.stops = Stops(
             self._transitions,
             timers,
@@ -118,6 +119,7 @@ class Jobs:
             raise ResourceExhausted("the supervisor is short of memory or of open files: try again later")
         check_floor(self.state_dir, self.settings)
         self._check_limits(spec)
+        self.outputs.check(spec)
         has_slot = self.running < self.settings.slots and not self.queued
         if not has_slot and self.queued >= self.settings.queue_length:
             raise ResourceExhausted(
@@ -228,6 +230,7 @@ class Jobs:
             hidden=self._hidden,
             user_env=self._user_env(spec),
             checked=spec.checked,
+            output_via=spec.output_via,
         )
 
     def _user_env(self, spec: JobSpec) -> tuple[str, ...]:
@@ -255,6 +258,7 @@ class Jobs:
         self.containment.started(job.container, result.pid, result.pidfd, result.start_ticks)
         if job.fault:
             job.pid, job.pidfd = result.pid, result.pidfd
+            self.outputs.begin(job, result.outputs)
             self.lose(job, job.fault)
             return
         self.go_on_running(job, result, wall_ns())
@@ -272,37 +276,31 @@ class Jobs:
         }
         self._transitions.move(job, Event.SPAWNED, changes=changes)
         self._ledger.then(partial(self._answer_start, job))
-        self._timers.attempt(partial(self.watch, job), job)
+        self._timers.attempt(partial(self.watch, job, found.outputs), job)
         if job.asked is not None:
             self.stops.stop(job, *job.asked, cause=job.asked_cause)
 
-    def watch(self, job: LiveJob) -> None:
+    def watch(self, job: LiveJob, pipes: tuple[tuple[int, int], ...] = ()) -> None:
         """From now on its exit, its timeout and its output are looked after."""
         if job.state is JobState.FINISHED:  # before this could be tried again
             return
+        if not job.has_outputs:
+            if job.adopted:
+                self.outputs.take_up(job, self._pids(job))
+            else:
+                self.outputs.begin(job, pipes)
         if job.pidfd not in self._by_pidfd:
             self._epoll.register(job.pidfd, select.EPOLLIN)
             self._by_pidfd[job.pidfd] = job
         if job.timeout_s > 0:
             age_s = (time.monotonic_ns() - job.started_monotonic_ns) / NS_PER_S
             self._timers.after(max(0.0, job.timeout_s - age_s), partial(self.stops.on_timeout, job), job)
-        self._guard_output(job)
 
-    def _guard_output(self, job: LiveJob) -> None:
-        policy = job.output_policy
-        if policy is OutputPolicy.NONE or not job.output_max_bytes:
-            return
-        if policy is OutputPolicy.DROP_HEAD and not self.can_drop_head:
-            policy = OutputPolicy.STOP
-        try:
-            for path in self._output_paths(job):
-                self._guard.guard(job, path, job.output_max_bytes, policy)
-        except OSError as error:
-            note("output.not_guarded", job_id=job.job_id, reason=str(error))
-
-    def _output_paths(self, job: LiveJob) -> list[str]:
-        paths = [output_path(self.state_dir, job.job_id)]
-        return [*paths, stderr_path(self.state_dir, job.job_id)] if job.separate_stderr else paths
+    def _pids(self, job: LiveJob) -> Iterator[int]:
+        """Its first process, and then, if that is not enough, all."""
+        yield job.pid
+        assert job.container is not None
+        yield from (one.pid for one in self.containment.survivors(job.container) if one.pid != job.pid)
 
     def _on_output_exceeded(self, job: LiveJob) -> None:
         if job.state is JobState.RUNNING:
@@ -345,8 +343,9 @@ class Jobs:
             "finished_ns": wall_ns(),
             "wall_ns": ran_ns,
             **({"paused": 0} if job.paused else {}),
-            **self._final_sizes(job),
+            **self.outputs.end(job),
         }
+        self.retention.on_finished(columns["stored_bytes"])
         if job.state is JobState.QUEUED:
             self.queued -= 1
             del self._queue[job.job_id]
@@ -363,22 +362,6 @@ class Jobs:
             os.close(job.pidfd)
             job.pidfd = -1
         self._ledger.then(partial(self._let_go, job))
-
-    def _final_sizes(self, job: LiveJob) -> dict[str, int | None]:
-        """The sizes at the end, which are where streams of the output end, and what is left of it on disk."""
-        columns: dict[str, int | None] = {}
-        stored_bytes = 0
-        for name, path in zip(("output_size_bytes", "stderr_size_bytes"), self._output_paths(job), strict=False):
-            self._guard.release(path)
-            try:
-                found = os.stat(path)
-            except OSError:  # it never started, an operator removed it, or its disk is dead
-                columns[name] = None
-                continue
-            columns[name] = found.st_size
-            stored_bytes += found.st_blocks * 512
-        self.retention.on_finished(stored_bytes)
-        return {**columns, "stored_bytes": stored_bytes}
 
     def _end_queued(self, job: LiveJob) -> None:
         self._finish(job, Event.STOP, outcome=Outcome.STOPPED, reason="stopped before it started")

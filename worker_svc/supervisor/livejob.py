@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from worker_svc.job import Exit, JobSpec, JobState, LeaderExit, OutputPolicy, StopCause
+from worker_svc.job import Exit, JobSpec, JobState, LeaderExit, OutputPolicy, OutputVia, StopCause
 
 if TYPE_CHECKING:
     from worker_svc.supervisor.connections import Connection
@@ -25,16 +25,20 @@ class LiveJob:
         "fingerprint",
         "given_up",
         "giving_up",
+        "has_outputs",
         "is_spawning",
         "job_id",
         "kill_at_ns",
         "ordinal",
+        "output_loss",
         "output_max_bytes",
         "output_policy",
+        "output_via",
         "owner",
         "paused",
         "pid",
         "pidfd",
+        "pipes",
         "secrets",
         "separate_stderr",
         "spec",
@@ -71,6 +75,13 @@ class LiveJob:
         self.separate_stderr = False
         self.output_max_bytes = 0
         self.output_policy = OutputPolicy.NONE
+        self.output_via = OutputVia.FILE
+        self.output_loss = ""
+        """What of its output is lost, as last recorded."""
+        self.pipes: list[Any] = []
+        """What the pump knows its output by; empty where that goes to the files by itself."""
+        self.has_outputs = False
+        """Whether its output is looked after."""
         self.pid = 0
         self.pidfd = -1
         self.adopted = False
@@ -112,6 +123,7 @@ class LiveJob:
         self.separate_stderr = spec.separate_stderr
         self.output_max_bytes = spec.output_max_bytes
         self.output_policy = spec.output_policy
+        self.output_via = spec.output_via
         self.waits_for_tree = spec.leader_exit is LeaderExit.WAIT
 
     @property

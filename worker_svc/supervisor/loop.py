@@ -84,6 +84,7 @@ class Supervisor:
             signals: self._on_signal,
             mailbox.bell: mailbox.open,
             containment.events_fd: self._jobs.endings.on_tree_events,
+            self._jobs.outputs.news_fd: self._jobs.outputs.take_news,
         }
         for fd in self._handlers:
             self._epoll.register(fd, select.EPOLLIN)

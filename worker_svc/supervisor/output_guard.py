@@ -1,8 +1,10 @@
-"""Holds each output file to its cap, in a thread of its own: neither a commit nor a slow disk may delay it.
+"""Holds output files that jobs write by themselves to their caps, and sees when they are truncated.
+
+In a thread of its own: neither a commit nor a slow disk may delay it.
 
 A job that writes at full speed fills 16 MiB in a few milliseconds. So a file is looked at again after the time in which
 it could at worst have filled half of what is left; only when it has rested that long is it watched (inotify), and
-a file that nobody writes to costs nothing.
+a file that nobody writes to costs next to nothing: a look a second, for what is written by mmap(2) tells nobody.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import heapq
 import os
 import select
 import struct
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from typing import Any, Final
 from worker_svc.job import OutputPolicy
 from worker_svc.supervisor import syscalls
 from worker_svc.supervisor.journal import note
+from worker_svc.supervisor.threads import start_thread
 
 # How far past its cap a file may go before its head is given back; that is then done in one piece.
 SLACK_BYTES: Final = 4 * 1024 * 1024
@@ -28,25 +30,33 @@ SLACK_BYTES: Final = 4 * 1024 * 1024
 _WRITE_MAX_BYTES_PER_S: Final = 4_000_000_000
 _REST_MIN_S: Final = 0.001
 _REST_MAX_S: Final = 0.25
+_LOOK_EVERY_S: Final = 1.0
+# Without inotify all files are looked at all the time: this much of a CPU's time, at most, goes into that.
+_POLL_S_PER_FILE: Final = 0.0005
 _A_LONG_REST: Final = int(2 * _REST_MAX_S * _WRITE_MAX_BYTES_PER_S)
 _PAGE_BYTES: Final = 4096
+_PIECE_BYTES: Final = 1024 * 1024
+_FAR_AWAY: Final = 1 << 40
 _EVENT: Final = struct.Struct("iIII")
 
 
 class _File:
     __slots__ = (
         "block_bytes",
+        "blocks",
         "cap_bytes",
         "gone",
         "identity",
         "is_noted",
         "is_told",
         "job",
+        "next_look",
         "path",
         "place",
         "policy",
         "punched",
         "size",
+        "truncated_bytes",
         "watch",
     )
 
@@ -57,11 +67,17 @@ class _File:
         """Where it is found now: an operator may have moved or removed it while the job has it open."""
         self.identity: tuple[int, int] | None = None
         self.cap_bytes = cap_bytes
+        """Zero: none."""
         self.policy = policy
         self.block_bytes = _PAGE_BYTES
         self.punched = 0
         self.size = 0
+        self.blocks = 0
+        self.truncated_bytes = 0
+        """How many bytes were lost by that."""
         self.watch = -1
+        self.next_look = 0
+        """Which of the looks that are due is the one: earlier ones are outdated."""
         self.gone = False
         self.is_told = False
         self.is_noted = False
@@ -74,31 +90,50 @@ class _File:
 
 
 class OutputGuard:
-    def __init__(self, on_exceeded: Callable[[Any], None]) -> None:
-        """`on_exceeded` is called in the guard's thread with the job whose policy is to be stopped; once more if it
-        writes on and its file system cannot give anything back."""
+    def __init__(
+        self,
+        on_exceeded: Callable[[Any], None],
+        on_remark: Callable[[Any, str, bool], None],
+        can_drop_head: bool,
+    ) -> None:
+        """All are called in the guard's thread. `on_exceeded`: the job whose policy is to be stopped; once more if it
+        writes on and its file system cannot give anything back. `on_remark`: what is to be said of a job's output, and
+        whether some is lost."""
         self._on_exceeded = on_exceeded
+        self._on_remark = on_remark
+        self._can_drop_head = can_drop_head
         self._orders: deque[Callable[[], None]] = deque()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._inotify = -1
         self._files: dict[str, _File] = {}
         self._watched: dict[int, _File] = {}
         self._due: list[tuple[float, int, _File]] = []
         self._order = 0
-        self._thread: threading.Thread | None = None
+        self.degraded = ""
+        """Why files are looked at by the clock; empty: they are watched."""
+        self._inotify = -1
+        try:
+            self._inotify = syscalls.inotify_init()
+        except OSError as error:
+            self.degraded = (
+                f"inotify: {error.strerror} (fs.inotify.max_user_instances): output that goes to its file by itself is "
+                "looked at by the clock"
+            )
+            note("output.degraded", reason=self.degraded)
+        start_thread(self._work, "output-guard")
 
     def guard(self, job: Any, path: str, cap_bytes: int, policy: OutputPolicy) -> None:
-        """From now on until `release`. Raises OSError if the machine has no inotify instance left."""
-        if self._thread is None:
-            self._inotify = syscalls.inotify_init()
-            self._thread = threading.Thread(target=self._work, name="output-guard", daemon=True)
-            self._thread.start()
+        """From now on until `release`."""
         file = _File(job, path, cap_bytes, policy)
-        self._tell(lambda: self._take(file))
+        self._files[path] = file
+        self._tell(lambda: self._watch(file))
 
-    def release(self, path: str) -> None:
-        if self._thread is not None:
-            self._tell(lambda: self._let_go(path))
+    def release(self, path: str) -> int:
+        """Returns the size that it was last seen to have; zero if it is not guarded."""
+        file = self._files.get(path)
+        if file is None:
+            return 0
+        self._tell(lambda: self._let_go(path))
+        return file.size
 
     def _tell(self, order: Callable[[], None]) -> None:
         self._orders.append(order)
@@ -110,7 +145,8 @@ class OutputGuard:
         _hurry()
         poll = select.poll()
         poll.register(self._bell, select.POLLIN)
-        poll.register(self._inotify, select.POLLIN)
+        if self._inotify >= 0:
+            poll.register(self._inotify, select.POLLIN)
         while True:
             rest_s = max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
             for fd, _ in poll.poll(None if rest_s is None else rest_s * 1000):
@@ -122,12 +158,9 @@ class OutputGuard:
                 self._orders.popleft()()
             now_s = time.monotonic()
             while self._due and self._due[0][0] <= now_s:
-                _, _, file = heapq.heappop(self._due)
-                self._watch(file)
-
-    def _take(self, file: _File) -> None:
-        self._files[file.path] = file
-        self._watch(file)
+                _, order, file = heapq.heappop(self._due)
+                if order == file.next_look:
+                    self._watch(file)
 
     def _let_go(self, path: str) -> None:
         file = self._files.pop(path, None)
@@ -161,13 +194,20 @@ class OutputGuard:
         if file.gone:
             return
         left = self._look(file)
-        delay_s = min(_REST_MAX_S, max(_REST_MIN_S, left / 2 / _WRITE_MAX_BYTES_PER_S))
+        rest_s = min(_REST_MAX_S, max(_REST_MIN_S, left / 2 / _WRITE_MAX_BYTES_PER_S))
+        self._look_in(rest_s if self._inotify >= 0 else max(rest_s, len(self._files) * _POLL_S_PER_FILE), file)
+
+    def _look_in(self, delay_s: float, file: _File) -> None:
         self._order += 1
+        file.next_look = self._order
         heapq.heappush(self._due, (time.monotonic() + delay_s, self._order, file))
 
     def _watch(self, file: _File) -> None:
         """After a rest: waits for the next write, unless there was one meanwhile."""
         if file.gone:
+            return
+        if self._inotify < 0:
+            self._rest(file)
             return
         try:
             watch = syscalls.inotify_add_watch(
@@ -184,10 +224,12 @@ class OutputGuard:
         file.watch = watch
         self._watched[watch] = file
         found = self._stat(file)
-        if found is not None and found.st_size != file.size:
+        if found is not None and (found.st_size, found.st_blocks) != (file.size, file.blocks):
             del self._watched[watch]
             file.watch = -1
             self._rest(file)
+        else:
+            self._look_in(_LOOK_EVERY_S, file)
 
     def _stat(self, file: _File) -> os.stat_result | None:
         """None: removed by an operator, and the job's first process does not have it open: it cannot be held."""
@@ -207,46 +249,106 @@ class OutputGuard:
         found = self._stat(file)
         if found is None:
             return _A_LONG_REST
-        if found.st_size < file.size:  # truncated by an operator: what is written from now on is no hole
-            file.punched = 0
-        file.size = found.st_size
         file.block_bytes = max(_PAGE_BYTES, found.st_blksize)
-        kept = min(found.st_size - file.punched, found.st_blocks * 512)
-        if kept <= file.cap_bytes:
-            return file.cap_bytes + SLACK_BYTES - kept
-        if file.policy is OutputPolicy.STOP and not file.is_told:
+        if found.st_size < file.size and not file.gone:
+            self._go_on_behind(file, found.st_size)
+            found = self._stat(file) or found
+        elif file.truncated_bytes:
+            self._with_file(file, self._lift)  # what has it open since then may write where it was
+        file.size, file.blocks = found.st_size, found.st_blocks
+        if not file.cap_bytes:
+            return _A_LONG_REST
+        kept = found.st_size - file.punched
+        if kept > file.cap_bytes and file.policy is OutputPolicy.STOP and not file.is_told:
             file.is_told = True
             self._on_exceeded(file.job)
         # Under STOP too: until it has stopped it can fill the disk, or take its time and write.
-        if kept > file.cap_bytes + SLACK_BYTES or (file.gone and file.policy is OutputPolicy.DROP_HEAD):
-            return self._drop_head(file)
-        return file.cap_bytes + SLACK_BYTES - kept
+        is_last = file.gone and file.policy is OutputPolicy.DROP_HEAD and kept > file.cap_bytes
+        if kept > file.cap_bytes + SLACK_BYTES or is_last:
+            self._with_file(file, self._drop_head)
+            found = self._stat(file) or found
+            kept = file.size - file.punched
+        # XFS allocates up to twice what there is ahead of who writes, and takes it back at the end.
+        slack_bytes = SLACK_BYTES + (0 if file.gone else 2 * max(kept, file.cap_bytes))
+        if found.st_blocks * 512 > kept + slack_bytes:
+            self._with_file(file, self._cut if file.gone else self._trim)
+        return max(SLACK_BYTES, file.cap_bytes + SLACK_BYTES - kept)
 
-    def _drop_head(self, file: _File) -> int:
-        """As `_look`."""
-        # Whole blocks, and whole pages: readers rely on it (worker_svc/output).
-        until = (file.size - file.cap_bytes) // file.block_bytes * file.block_bytes
-        if until <= file.punched:
-            return SLACK_BYTES
+    def _with_file(self, file: _File, act: Callable[[int, _File], None]) -> None:
+        """Opens it for `act`, if it is still the one."""
         try:
-            fd = os.open(file.place, os.O_WRONLY | os.O_CLOEXEC | (os.O_NOFOLLOW if file.place == file.path else 0))
-            try:
-                opened = os.fstat(fd)
-                if (opened.st_dev, opened.st_ino) != file.identity:  # replaced just now: the next look will find it
-                    return SLACK_BYTES
-                syscalls.punch_hole(fd, file.punched, until - file.punched)
-            finally:
-                os.close(fd)
+            flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | (os.O_NOFOLLOW if file.place == file.path else 0)
+            fd = os.open(file.place, flags)
         except FileNotFoundError:
-            return SLACK_BYTES
+            return
+        except OSError as error:
+            file.note("output.not_dropped", error)
+            return
+        try:
+            opened = os.fstat(fd)
+            if (opened.st_dev, opened.st_ino) == file.identity:  # else replaced just now: the next look will find it
+                act(fd, file)
         except OSError as error:
             file.note("output.not_dropped", error)
             if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
                 file.gone = True
                 self._on_exceeded(file.job)
-            return _A_LONG_REST
-        file.punched = until
-        return SLACK_BYTES
+        finally:
+            os.close(fd)
+
+    def _drop_head(self, fd: int, file: _File) -> None:
+        # Whole blocks, and whole pages: readers rely on it (worker_svc/output).
+        until = (file.size - file.cap_bytes) // file.block_bytes * file.block_bytes
+        if until > file.punched:
+            syscalls.punch_hole(fd, file.punched, until - file.punched)
+            file.punched = until
+
+    def _trim(self, fd: int, file: _File) -> None:
+        """Takes back what the job allocated beyond the end or where the head was (fallocate(2), mmap(2)). That races
+        with what it writes, so it is not done for less than a lot."""
+        self._on_remark(file.job, "much was allocated beyond its end and taken back: some bytes may be missing", True)
+        if file.punched:
+            syscalls.punch_hole(fd, 0, file.punched)
+        syscalls.punch_hole(fd, -(-os.fstat(fd).st_size // file.block_bytes) * file.block_bytes, _FAR_AWAY)
+        found = os.fstat(fd)
+        if found.st_blocks * 512 > found.st_size - file.punched + SLACK_BYTES:
+            self._cut(fd, file)  # ext4 gives back what is beyond the end only so
+
+    def _cut(self, fd: int, file: _File) -> None:
+        file.size = os.fstat(fd).st_size
+        os.ftruncate(fd, file.size)
+
+    def _go_on_behind(self, file: _File, size: int) -> None:
+        """It was truncated. It goes on at the next block, so that offsets stay places in it, all before is a hole, of
+        which readers are told, and nobody waits for it to grow."""
+        file.truncated_bytes += max(0, file.size - max(file.punched, 0))
+        self._on_remark(file.job, f"{file.truncated_bytes} bytes were truncated", True)
+        if not self._can_drop_head:
+            file.size, file.punched = size, 0
+            return
+        file.punched = -(-file.size // file.block_bytes) * file.block_bytes
+        self._with_file(file, self._extend)
+
+    def _extend(self, fd: int, file: _File) -> None:
+        syscalls.extend(fd, file.punched)
+        self._lift(fd, file)
+
+    def _lift(self, fd: int, file: _File) -> None:
+        """What was written before the place where it goes on is moved to its end (without NULs around it)."""
+        at = 0
+        while at < file.punched:
+            try:
+                at = os.lseek(fd, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # there is no data
+                    return
+                raise
+            end = min(os.lseek(fd, at, os.SEEK_HOLE), at + _PIECE_BYTES, file.punched)
+            if at >= end:
+                return
+            os.write(fd, os.pread(fd, end - at, at).strip(b"\0"))
+            syscalls.punch_hole(fd, at, end - at)
+            at = end
 
 
 def _hurry() -> None:

@@ -237,7 +237,8 @@ class Requests:
             "containment_reason": self._jobs.containment.reason,
             "spawner": self._jobs.spawner.implementation,
             "unenforceable": self._jobs.containment.unenforceable(),
-            "can_drop_head": self._jobs.can_drop_head,
+            "can_drop_head": self._jobs.outputs.can_drop_head,
+            "output_degraded": self._jobs.outputs.degraded,
             "is_shutting_down": self.is_shutting_down,
         }
         connection.send({"r": request, "ok": ok})

@@ -41,7 +41,8 @@ CREATE TABLE jobs (
     stored_bytes INTEGER NOT NULL DEFAULT 0,
     paused INTEGER NOT NULL DEFAULT 0,
     stuck TEXT NOT NULL DEFAULT '',
-    owner TEXT NOT NULL DEFAULT ''
+    owner TEXT NOT NULL DEFAULT '',
+    output_loss TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX jobs_live ON jobs (ordinal) WHERE state < 5;
 CREATE INDEX jobs_finished ON jobs (finished_ns) WHERE state = 5;
@@ -65,7 +66,10 @@ CREATE TABLE events (
 );
 """
 # Entry N brings a store from schema N to N + 1.
-MIGRATIONS: Final[dict[int, str]] = {1: "DROP INDEX jobs_owner; CREATE INDEX jobs_owner ON jobs (owner, job_id);"}
+MIGRATIONS: Final[dict[int, str]] = {
+    1: "DROP INDEX jobs_owner; CREATE INDEX jobs_owner ON jobs (owner, job_id);"
+    "ALTER TABLE jobs ADD COLUMN output_loss TEXT NOT NULL DEFAULT '';"
+}
 
 RECORD_COLUMNS: Final = ", ".join(JobRecord._fields)
 EVENT_COLUMNS: Final = (

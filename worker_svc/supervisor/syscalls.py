@@ -47,6 +47,11 @@ def inotify_rm_watch(fd: int, watch: int) -> None:
     _check(_libc.inotify_rm_watch(fd, watch))
 
 
+def extend(fd: int, size: int) -> None:
+    """Makes a file at least so large; never cuts off what is appended meanwhile, as ftruncate(2). Raises OSError."""
+    _check(_fallocate(fd, 0, size - 1, 1))
+
+
 def punch_hole(fd: int, offset: int, length: int) -> None:
     """Gives bytes of a file back to the file system; its size stays, they read as zeros. Raises OSError."""
     _check(_fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length))

@@ -58,6 +58,20 @@ class OutputPolicy(betterproto.Enum):
     """Nothing: all is kept."""
 
 
+class OutputVia(betterproto.Enum):
+    """How what a job writes gets into its output file."""
+
+    UNSPECIFIED = 0
+    FILE = 1
+    """
+    The job has the file itself: full disk speed. What opens /dev/stdout or /dev/stderr anew, as `echo x > /dev/stderr`
+     does, truncates it: Job.output_loss tells.
+    """
+
+    PIPE = 2
+    """The job has a pipe, which the supervisor empties into the file."""
+
+
 class JobState(betterproto.Enum):
     """
     Where a job is in its life. It only moves down this list; it can skip QUEUED and STOPPING.
@@ -238,6 +252,11 @@ class StartJobReq(betterproto.Message):
      them when the machine, or the worker's supervisor, goes down meanwhile: it ends as START_FAILED, unless the same start
      (of a job_id) is made again before its turn comes, which brings them anew. The values are no part of what makes a
      start the same: a job that exists keeps those it has.
+    """
+
+    output_via: "OutputVia" = betterproto.enum_field(26)
+    """
+    How its output gets into the file. Unspecified: the worker's `output.via`.
     """
 
 
@@ -489,6 +508,11 @@ class Job(betterproto.Message):
      a user of the unix socket, "anonymous" of anybody else.
     """
 
+    output_loss: str = betterproto.string_field(32)
+    """
+    What is known to be lost of the output, but for what its cap dropped: "11 bytes were truncated". Usually empty.
+    """
+
 
 @dataclass(eq=False, repr=False)
 class JobSpec(betterproto.Message):
@@ -527,6 +551,8 @@ class JobSpec(betterproto.Message):
     leader_exit: "LeaderExit" = betterproto.enum_field(26)
     secret_env: List[str] = betterproto.string_field(28)
     """The names only."""
+
+    output_via: "OutputVia" = betterproto.enum_field(27)
 
 
 @dataclass(eq=False, repr=False)
@@ -783,6 +809,12 @@ class GetWorkerRes(betterproto.Message):
     """
     The limits that cannot be enforced here ("limits.memory_max_bytes"), each with what is missing. To ask for one is
      FAILED_PRECONDITION.
+    """
+
+    output_degraded: str = betterproto.string_field(29)
+    """
+    What holds output less well here than the documentation says, and why: the cap of jobs whose output goes to the file
+     by itself, for want of an inotify instance. Usually empty.
     """
 
 

@@ -3,7 +3,7 @@
 By the C extension (native.py) or, where it was not built, in pure Python (fallback.py); steps.py is common to both.
 """
 
-from worker_svc.supervisor.spawn.plan import Attempt, LaunchPlan, Spawned, SpawnFailed, start_ticks_of
+from worker_svc.supervisor.spawn.plan import PIPE_MODES, Attempt, LaunchPlan, Spawned, SpawnFailed, start_ticks_of
 from worker_svc.supervisor.spawn.spawner import (
     IMPLEMENTATION,
     NATIVE,
@@ -18,6 +18,7 @@ from worker_svc.supervisor.spawn.spawner import (
 __all__ = [
     "IMPLEMENTATION",
     "NATIVE",
+    "PIPE_MODES",
     "PYTHON",
     "SPAWNER_THREADS",
     "SPAWNER_THREADS_MAX",

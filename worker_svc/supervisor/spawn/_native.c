@@ -19,6 +19,7 @@
 #endif
 
 #include "_child.h"
+#include "_pump.h"
 
 /* Newer than some headers that we build with. */
 #ifndef SYS_clone3
@@ -307,6 +308,9 @@ static PyObject *set_child_subreaper(PyObject *module, PyObject *unused)
 static PyMethodDef methods[] = {
     {"spawn", spawn, METH_VARARGS, spawn_doc},
     {"set_child_subreaper", set_child_subreaper, METH_NOARGS, subreaper_doc},
+    {"pump_start", pump_start, METH_VARARGS, pump_start_doc},
+    {"pump_add", pump_add, METH_VARARGS, pump_add_doc},
+    {"pump_finish", pump_finish, METH_O, pump_finish_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -12,12 +12,15 @@ from typing import Final, NamedTuple
 from worker_svc.job import error_message, name_of
 from worker_svc.job.identity import Identity, Sandbox
 from worker_svc.job.limits import Limits
-from worker_svc.job.spec import CheckedFile
+from worker_svc.job.spec import CheckedFile, OutputVia
 from worker_svc.supervisor.journal import note
 
 PATH_FALLBACK: Final = "/usr/local/bin:/usr/bin:/bin"
 _SEARCH_FOLDERS_MAX: Final = 1024
 _NO_PIDFD: Final = b"\xff\xff\xff\xff"
+# Of the pipes for a job's output: the sticky bit, which means nothing to a pipe, tells them from all others. The second
+# is that of standard error, where that is separate.
+PIPE_MODES: Final = (0o1600, 0o1700)
 
 
 class LaunchPlan(NamedTuple):
@@ -41,6 +44,7 @@ class LaunchPlan(NamedTuple):
     """Which of HOME, USER, LOGNAME and SHELL to set from the user database where `identity.user` is given."""
     checked: tuple[CheckedFile, ...] = ()
     """What a policy has decided about: these files are run, or none."""
+    output_via: OutputVia = OutputVia.FILE
 
     def __repr__(self) -> str:
         return f"LaunchPlan({name_of(self.argv[0])!r})"
@@ -50,6 +54,8 @@ class Spawned(NamedTuple):
     pid: int
     pidfd: int
     start_ticks: int
+    outputs: tuple[tuple[int, int], ...] = ()
+    """Where output comes through pipes: of each, its reading end and the file it is for. The caller's."""
 
 
 class SpawnFailed(Exception):
@@ -103,9 +109,13 @@ class Attempt:
 class Files:
     """The fds for a job's 0, 1 and 2, made anew. Raises OSError or SpawnFailed and then leaves nothing behind."""
 
-    def __init__(self, plan: LaunchPlan) -> None:
+    def __init__(self, plan: LaunchPlan, owner: tuple[int, int] | None = None) -> None:
+        """`owner`: user and group that the job runs as, if that is not us. What is its own it can open anew, as
+        /dev/stderr."""
         self._made: list[str] = []
         self._fds: list[int] = []
+        self._owner = owner
+        self.outputs: list[tuple[int, int]] = []
         self.program = -1
         """The program itself, where it was checked; -1: it goes by its name."""
         try:
@@ -113,9 +123,10 @@ class Files:
                 fd = self._keep(_open_checked(file))
                 self.program = fd if file.field == "command" else self.program
             self.stdin = self._keep(_stdin_fd(plan.stdin))
-            self.stdout = self.stderr = self._create(plan.stdout_path)
+            create = self._create_pipe if plan.output_via is OutputVia.PIPE else self._create
+            self.stdout = self.stderr = create(plan.stdout_path)
             if plan.stderr_path:
-                self.stderr = self._create(plan.stderr_path)
+                self.stderr = create(plan.stderr_path)
         except BaseException:
             self.close()
             self.unlink()
@@ -126,7 +137,12 @@ class Files:
         return fd
 
     def _create(self, path: str) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = self._open(path, os.O_APPEND)
+        self._give_to_job(fd)
+        return fd
+
+    def _open(self, path: str, flag: int = 0) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW | flag
         try:
             fd = self._keep(os.open(path, flags, 0o600))
         except FileNotFoundError:  # somebody removed the folder: the next job needs it no less
@@ -136,6 +152,32 @@ class Files:
             fd = self._keep(os.open(path, flags, 0o600))
         self._made.append(path)
         return fd
+
+    def _create_pipe(self, path: str) -> int:
+        reader, writer = map(self._keep, os.pipe2(os.O_CLOEXEC))
+        self._give_to_job(writer)
+        os.fchmod(writer, PIPE_MODES[len(self.outputs)])
+        self.outputs.append((reader, self._open(path)))
+        # For reading too, so that it lives as long as the job does, whatever becomes of us.
+        both = os.open(f"/proc/self/fd/{writer}", os.O_RDWR | os.O_CLOEXEC)
+        self._fds.remove(writer)
+        os.close(writer)
+        return self._keep(both)
+
+    def _give_to_job(self, fd: int) -> None:
+        if self._owner is None:
+            return
+        try:
+            os.fchown(fd, *self._owner)
+        except PermissionError as error:
+            text = "identity.user: running as another user needs root (CAP_SETUID, CAP_SETGID and CAP_CHOWN)"
+            raise SpawnFailed(text) from error
+
+    def hand_over(self) -> tuple[tuple[int, int], ...]:
+        """The fds of `outputs`, which are the caller's from now on."""
+        for pair in self.outputs:
+            self._fds = [fd for fd in self._fds if fd not in pair]
+        return tuple(self.outputs)
 
     def close(self) -> None:
         while self._fds:

@@ -62,11 +62,11 @@ def spawn(plan: LaunchPlan, implementation: str = IMPLEMENTATION, attempt: Attem
     start = load(implementation).start
     program = program_of(plan)
     try:
-        files = Files(plan)
+        files = Files(plan, program.owner)
     except OSError as error:
         raise SpawnFailed(f"the supervisor could not prepare the job: {error}") from error
     try:
-        return start(plan, program, files, attempt or Attempt())
+        return start(plan, program, files, attempt or Attempt())._replace(outputs=files.hand_over())
     except (OSError, SpawnFailed) as error:
         files.unlink()
         if isinstance(error, SpawnFailed):

@@ -81,6 +81,8 @@ class Program(NamedTuple):
     env: dict[str, str]
     inherited: Limits
     """Which of the plan's `inherited` the steps set, for who can do that from outside."""
+    owner: tuple[int, int] | None
+    """User and group, where the user is not ours."""
 
     @property
     def is_plain(self) -> bool:
@@ -126,7 +128,8 @@ def program_of(plan: LaunchPlan) -> Program:
         named.append(("identity.no_new_privs", _step(Op.NO_NEW_PRIVS)))
     if any(op == Op.LANDLOCK for _, (op, *_) in named):
         named.append((_landlock_field(plan), _step(Op.LANDLOCK_ENFORCE)))
-    return Program(tuple(step for _, step in named), tuple(field for field, _ in named), env, inherited)
+    owner = (ids.uid, ids.gid) if ids is not None and ids.uid != os.geteuid() else None
+    return Program(tuple(step for _, step in named), tuple(field for field, _ in named), env, inherited, owner)
 
 
 def _step(op: Op, a: int = 0, b: int = 0, c: int = 0, data: bytes = b"") -> Step:
