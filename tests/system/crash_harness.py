@@ -41,8 +41,8 @@ _PID_MAX: Final = 2500
 _CHURN_PACE_S: Final = 0.03
 # What an idle one has open at most, by kind.
 _SUPERVISOR_FDS: Final = {
-    "/dev/null": 2, "supervisor.log": 1, "supervisor.lock": 1, "state": 1, "jobs.sqlite3": 1, "jobs.sqlite3-wal": 1,
-    "jobs.sqlite3-shm": 1, "socket": 4, "eventpoll": 2, "eventfd": 2, "inotify": 1, "cgroup": 1,
+    "/dev/null": 11, "supervisor.log": 1, "supervisor.lock": 1, "state": 1, "jobs.sqlite3": 1, "jobs.sqlite3-wal": 1,
+    "jobs.sqlite3-shm": 1, "socket": 4, "eventpoll": 3, "eventfd": 3, "pipe": 2, "inotify": 1, "cgroup": 1,
 }  # fmt: skip
 _WORKER_FDS: Final = {
     "/dev/null": 1, "worker.out": 2, "worker.log": 1, "worker.lock": 1, "worker.cursor": 1, "jobs.sqlite3": 2,
