@@ -19,7 +19,6 @@ from tests.support.output_files import why_no_holes
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, SupervisorProcess, Worker
 from worker_svc.job import JobState, Outcome, OutputPolicy, OutputVia
-from worker_svc.pb.jobscheduler import OutputChunk
 from worker_svc.pb.jobscheduler import OutputVia as Via
 from worker_svc.supervisor.spawn import NATIVE, PYTHON
 from worker_svc.supervisor.spawn.spawner import IMPLEMENTATION
@@ -210,13 +209,6 @@ def test_removed_by_an_operator(supervisor: SupervisorProcess, state: Path, tmp_
 # The job has the file
 
 
-def follow(client: Any, job_id: str) -> Any:
-    async def run() -> list[OutputChunk]:
-        return [chunk async for chunk in client.output(job_id, follow=True)]
-
-    return asyncio.create_task(run())
-
-
 def test_a_truncated_file_is_told_as_a_gap(tmp_path: Path, state: Path) -> None:
     """To who follows and to who comes later; recorded; and in the log, once. All that follows is whole."""
     first, second = tmp_path / "first", tmp_path / "second"
@@ -229,17 +221,16 @@ def test_a_truncated_file_is_told_as_a_gap(tmp_path: Path, state: Path) -> None:
         async with worker.client() as client:
             job_id = (await client.start("bash", args=["-c", script], output_via=Via.FILE)).job_id
             path = output_path(str(worker.path), job_id)
-            following = follow(client, job_id)
-            await asyncio.to_thread(eventually_sync, lambda: size_of(path) == 11, PATIENCE_S)
+            stream = client.output(job_id, follow=True)
+            assert (await anext(stream)).data == b"1111111111\n"
             first.touch()
             await asyncio.to_thread(eventually_sync, lambda: size_of(path) >= 4096, PATIENCE_S)
             second.touch()
             job = await client.wait(job_id, PATIENCE_S)
             assert job.output_loss == "11 bytes were truncated"
-            chunks = await following
-            assert chunks[0].data == b"1111111111\n"
+            chunks = [chunk async for chunk in stream]
             assert [(chunk.offset, chunk.gap_bytes) for chunk in chunks if chunk.gap_bytes] == [(11, 4085)]
-            assert b"".join(chunk.data for chunk in chunks[1:]) == b"two\nthree\nfour\n"
+            assert b"".join(chunk.data for chunk in chunks) == b"two\nthree\nfour\n"
             late = [chunk async for chunk in client.output(job_id)]
             assert (late[0].offset, late[0].gap_bytes) == (0, 4096)
             assert b"".join(chunk.data for chunk in late) == b"two\nthree\nfour\n"
