@@ -25,6 +25,7 @@ LAYERS: dict[str, int] = {
     "supervisor": 1,
     "link": 2,
     "feed": 2,
+    "reading": 2,
     "output": 2,
     "security": 2,
     "access": 2,

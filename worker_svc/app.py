@@ -28,6 +28,7 @@ from worker_svc.masking import Masker
 from worker_svc.messages.defaults import start_defaults
 from worker_svc.output import OutputReader
 from worker_svc.policy import CommandPolicy, base_env
+from worker_svc.reading import LongReads
 from worker_svc.registration import Registration
 from worker_svc.security import Reloader, SecurityError, acceptance, scheduler_context, server_context
 from worker_svc.server import GrpcServer, close_sockets, open_sockets
@@ -180,10 +181,10 @@ class _Worker:
         await link.connect()
         await self._warn_of_limits(link)
         worker_id = link.info["state_id"]
-        reader = StoreReader(str(config.state.dir))
+        reader, reads = StoreReader(str(config.state.dir)), LongReads(str(config.state.dir))
         latest = reader.sequence()
         transitions = self._whole_log.transitions(config.state.dir, worker_id, reader.events, latest)
-        self._feed = Feed(reader, latest, transitions.add, self._on_event)
+        self._feed = Feed(reader, reads, latest, transitions.add, self._on_event)
         self._feed.ring(self._sequence)
         output = OutputReader(on_degraded=lambda text: self._on_event("output.degraded", reason=text))
         doorkeeper = Doorkeeper(config.access, is_job=lambda peer: _kinship(link).is_job(peer))
@@ -194,6 +195,7 @@ class _Worker:
             config.state.dir,
             link,
             reader,
+            reads,
             self._feed,
             output,
             {role.label: defaults.within(policy.bounds_of(role.label)) for role in Role},
@@ -219,7 +221,7 @@ class _Worker:
         self._log.info("worker.draining")
         await self._leave(server, tasks, transitions)
         reloader.close()
-        service.close()
+        reads.close()
         output.close()
         link.close()
         reader.close()
@@ -384,6 +386,7 @@ def _settings(config: Config) -> dict[str, Any]:
         "keep_jobs": config.retention.max_jobs,
         "keep_bytes": config.retention.max_bytes,
         "keep_events": config.retention.max_events,
+        "keep_ids": config.retention.max_ids,
         "on_reboot": jobs.on_reboot,
     }
 

@@ -11,14 +11,21 @@ import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import chain
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from worker_svc.job import JobState, Transition, Unavailable
 from worker_svc.supervisor import crashpoints
 from worker_svc.supervisor.store import StoreReader
 
-_PAGE: Final = 512
+if TYPE_CHECKING:
+    from worker_svc.reading import LongReads
+
+# What is read and told in one turn of the loop.
+_STEP: Final = 64
 _RECENT_MAX: Final = 4096
+# Of history, for all who read on at the same place.
+_PAGE: Final = 256
+_PAGES_MAX: Final = 8
 _RETRY_S: Final = 1.0
 
 
@@ -30,6 +37,7 @@ class Feed:
     def __init__(
         self,
         reader: StoreReader,
+        reads: LongReads,
         after_sequence: int,
         on_batch: Callable[[Sequence[Transition]], None],
         on_event: Callable[..., None] = lambda event, **fields: None,
@@ -37,13 +45,15 @@ class Feed:
         """Reads on after `after_sequence`; each batch goes to `on_batch` first, exactly once and in order. `on_event`
         gets an event's name and its fields, for the log."""
         self._reader = reader
+        self._reads = reads
         self._on_batch = on_batch
         self._on_event = on_event
         self._trouble = ""
-        self._target = after_sequence
-        self.sequence = after_sequence
+        self.sequence = self._target = after_sequence
         """The latest transition read."""
         self._recent: deque[Transition] = deque(maxlen=_RECENT_MAX)
+        self._pages: dict[int, Sequence[Transition]] = {}
+        """Those that were read last, by the number that they come after."""
         self._rung = asyncio.Event()
         self._more: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ends: dict[str, list[asyncio.Future[None]]] = {}
@@ -60,13 +70,13 @@ class Feed:
             await self._rung.wait()
             self._rung.clear()
             while self.sequence < self._target:
-                is_read = self._read_page()
-                await asyncio.sleep(0 if is_read else _RETRY_S)  # others get their turn between pages
+                is_read = self._read_on()
+                await asyncio.sleep(0 if is_read else _RETRY_S)  # others get their turn
 
-    def _read_page(self) -> bool:
+    def _read_on(self) -> bool:
         """False: the store cannot be read now. Whoever waits is told, rather than left to wait for a dead disk."""
         try:
-            batch = self._reader.events(self.sequence, _PAGE)
+            batch = self._reader.events(self.sequence, _STEP)
         except sqlite3.Error as error:
             self._fail(str(error))
             return False
@@ -118,21 +128,36 @@ class Feed:
             if not ends:
                 del self._ends[job_id]
 
-    async def since(self, sequence: int) -> AsyncIterator[Sequence[Transition]]:
-        """Transitions from `sequence` on in batches, without end. Only its place in the row is held for a reader."""
+    async def since(
+        self, sequence: int, client: str, wanted: Callable[[Transition], bool]
+    ) -> AsyncIterator[Sequence[Transition]]:
+        """Transitions from `sequence` on that are wanted, in batches, without end. Only its place in the row is held
+        for a reader, and it takes its turns among the client's long reads."""
         after = sequence - 1
         while True:
             while after >= self.sequence:
                 await asyncio.shield(self._more)
-            batch = self._after(after)
+            async with self._reads.step(client):
+                page = self._recent_after(after) or await self._page_after(after)
+                batch = [moved for moved in page if wanted(moved)]
+            after = page[-1].sequence if page else self.sequence
             if batch:
                 yield batch
-                after = batch[-1].sequence
-            else:
-                after = self.sequence
 
-    def _after(self, sequence: int) -> Sequence[Transition]:
-        if self._recent and self._recent[0].sequence <= sequence + 1:
-            skip = sequence + 1 - self._recent[0].sequence
-            return [self._recent[i] for i in range(skip, min(len(self._recent), skip + _PAGE))]
-        return [moved for moved in self._reader.events(sequence, _PAGE) if moved.sequence <= self.sequence]
+    def _recent_after(self, sequence: int) -> Sequence[Transition]:
+        if not self._recent or self._recent[0].sequence > sequence + 1:
+            return ()
+        skip = sequence + 1 - self._recent[0].sequence
+        return [self._recent[i] for i in range(skip, min(len(self._recent), skip + _PAGE))]
+
+    async def _page_after(self, sequence: int) -> Sequence[Transition]:
+        page = self._pages.get(sequence)
+        if page is None:
+            # Up to where all pages end, so that those who began elsewhere go on with the same ones.
+            limit = _PAGE - sequence % _PAGE
+            page = await self._reads.read(lambda reader: reader.events(sequence, limit))
+            if len(page) == limit and page[-1].sequence <= self.sequence:
+                self._pages[sequence] = page
+                if len(self._pages) > _PAGES_MAX:
+                    del self._pages[next(iter(self._pages))]
+        return [moved for moved in page if moved.sequence <= self.sequence]

@@ -1,7 +1,8 @@
 """The frames on the unix socket between worker and supervisor, for both sides.
 
 A frame is an 8-byte head, two big-endian u32 (length of the header, length of the body), then the header, a JSON
-object in UTF-8, then the body, raw bytes (what a job reads and its secrets, of a start; otherwise empty).
+object in UTF-8, then the body, raw bytes: of a start the spec as it is stored, JSON of `spec_bytes` bytes, then what
+the job reads, then its secrets; otherwise empty.
 
 Requests carry `op` and `r`, a number the worker chooses; the answer carries the same `r` and either `ok`, an object,
 or `error`, a code of `job.ERRORS`, with `text`. Besides answers the supervisor sends one kind of frame unasked:
@@ -11,13 +12,15 @@ slow, stopped or gone costs the supervisor no memory, and catching up is the sam
 | op | fields | ok |
 |---|---|---|
 | hello | protocol, version, key, settings | protocol, version, pid, started_ns, state_id, cgroup, seq |
-| start | id, fp, owner, spec, new; body: standard input, and after it the secret variables | state, existed |
+| start | id, fp, owner, spec_bytes, new; body: spec, standard input, secret variables | state, existed |
 | stop | id, signal, grace_s (null: the job's own) | state |
 | signal | id, signal | |
 | pause, resume | id | |
 | delete | id | |
 | status | | what GetWorker tells of the supervisor: running, queued, seq, containment, unenforceable … |
 | shutdown | stop_jobs | jobs: how many it waits for before it leaves |
+
+A start without `spec_bytes` is of a job that must be there already: its body is secret variables.
 
 Any request with an `id` can have `of`, an owner: it then finds no other owner's job.
 """
@@ -28,7 +31,7 @@ import json
 import struct
 from typing import Any, Final, NamedTuple
 
-from worker_svc.job import ARGV_ENV_MAX_BYTES, STDIN_MAX_BYTES
+from worker_svc.job import ARGV_ENV_MAX_BYTES, SPEC_MAX_BYTES, STDIN_MAX_BYTES
 
 # Raised whenever either side could misread the other; worker and supervisor refuse to mix.
 PROTOCOL_VERSION: Final = 2
@@ -43,15 +46,15 @@ SUPERVISOR_LOG_NAME: Final = "supervisor.log"
 EXIT_LOCKED: Final = 3
 
 _HEAD: Final = struct.Struct("!II")
-# JSON spells one byte as six at worst (\u0001).
-HEADER_MAX_BYTES: Final = 6 * ARGV_ENV_MAX_BYTES + 64 * 1024
-BODY_MAX_BYTES: Final = STDIN_MAX_BYTES + ARGV_ENV_MAX_BYTES
+# Most of it for the environment that all jobs have, which comes with hello.
+HEADER_MAX_BYTES: Final = 4 * 1024 * 1024
+BODY_MAX_BYTES: Final = SPEC_MAX_BYTES + STDIN_MAX_BYTES + ARGV_ENV_MAX_BYTES
 
 _encode_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class FrameError(Exception):
-    """The other side sent what is not a frame: the connection cannot go on."""
+    """What is not a frame: if it came from the other side, the connection cannot go on."""
 
 
 class Frame(NamedTuple):
@@ -63,8 +66,10 @@ class Frame(NamedTuple):
 
 
 def encode(header: dict[str, Any], body: bytes = b"") -> bytes:
+    """Raises FrameError: what the other side would have to refuse is not sent."""
     # ASCII: an environment can hold bytes that are no UTF-8, which Python keeps as lone surrogates (PEP 383).
     text = _encode_json(header).encode()
+    _check_sizes(len(text), len(body))
     return _HEAD.pack(len(text), len(body)) + text + body
 
 
@@ -81,8 +86,7 @@ class Decoder:
         at = 0
         while len(self._buffer) - at >= _HEAD.size:
             header_size, body_size = _HEAD.unpack_from(self._buffer, at)
-            if header_size > HEADER_MAX_BYTES or body_size > BODY_MAX_BYTES:
-                raise FrameError(f"frame too large: header {header_size} bytes, body {body_size} bytes")
+            _check_sizes(header_size, body_size)
             end = at + _HEAD.size + header_size + body_size
             if len(self._buffer) < end:
                 break
@@ -93,6 +97,11 @@ class Decoder:
         if at:
             del self._buffer[:at]
         return frames
+
+
+def _check_sizes(header_size: int, body_size: int) -> None:
+    if header_size > HEADER_MAX_BYTES or body_size > BODY_MAX_BYTES:
+        raise FrameError(f"frame too large: header {header_size} bytes, body {body_size} bytes")
 
 
 def _parse(text: bytearray) -> dict[str, Any]:

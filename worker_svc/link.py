@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from worker_svc import frames
-from worker_svc.job import ERRORS, JobError, Unavailable
+from worker_svc.job import ERRORS, InvalidArgument, JobError, Unavailable
 from worker_svc.supervisor import crashpoints
 from worker_svc.supervisor.connections import read_key
 
@@ -25,6 +25,8 @@ _RETRY_MAX_S: Final = 2.0
 _SHUTTING_DOWN: Final = "it was told to (ShutdownWorker), and takes no new job until its last has ended"
 # Before the worker changed it for itself: jobs are to have this.
 _CORE_LIMIT: Final = resource.getrlimit(resource.RLIMIT_CORE)
+# A request that the link breaks under so often may be what breaks it.
+_TRIES_MAX: Final = 3
 
 
 class SupervisorError(Exception):
@@ -89,15 +91,17 @@ class _Protocol(asyncio.Protocol):
         return self._transport is None
 
     def ask(self, header: dict[str, Any], body: bytes) -> asyncio.Future[dict[str, Any]]:
+        """Raises FrameError."""
         answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         if self._transport is None:
             answer.set_exception(_LinkLost())
             return answer
         self._number += 1
+        frame = frames.encode({"r": self._number, **header}, body)
         self._answers[self._number] = answer
         if not self._unsent:
             self._loop.call_soon(self._flush)
-        self._unsent.append(frames.encode({"r": self._number, **header}, body))
+        self._unsent.append(frame)
         return answer
 
     def _flush(self) -> None:
@@ -209,6 +213,9 @@ class SupervisorLink:
         except SupervisorMismatch:
             protocol.close()
             raise
+        except frames.FrameError as error:
+            protocol.close()
+            raise SupervisorMismatch(f"jobs.env and jobs.pass_env: too much for the supervisor: {error}") from None
         if protocol.is_lost:
             return f"the supervisor in {self._state_dir} has gone again"
         self._protocol = protocol
@@ -255,24 +262,23 @@ class SupervisorLink:
     ) -> dict[str, Any]:
         """Asks the supervisor and returns its answer.
 
-        A request that can be carried out twice without harm is repeated when the link breaks. Raises the JobError
-        of the answer, or Unavailable.
+        A request that can be carried out twice without harm is repeated when the link breaks, but not for ever. Raises
+        the JobError of the answer, or Unavailable.
         """
         header = {"op": op, **fields}
-        while True:
+        for _ in range(_TRIES_MAX if is_idempotent else 1):
             protocol = await self._wait_connected(patience_s)
             try:
                 async with asyncio.timeout(patience_s):
                     return await protocol.ask(header, body)
             except TimeoutError:
                 raise NoAnswer(self._on_silence()) from None
+            except frames.FrameError as error:
+                raise InvalidArgument(f"the request is too large for the supervisor: {error}") from None
             except _LinkLost:
-                if not is_idempotent:
-                    raise Unavailable(
-                        "the supervisor was lost; the request may or may not have been carried out"
-                    ) from None
                 header.pop("new", None)
                 self._on_link_lost(protocol)
+        raise Unavailable("the supervisor was lost; the request may or may not have been carried out")
 
     async def _wait_connected(self, patience_s: float) -> _Protocol:
         try:

@@ -8,7 +8,6 @@ import sqlite3
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from worker_svc import __version__, messages
 from worker_svc.access import Role
+from worker_svc.codec import Encoded, encode
 from worker_svc.feed import Feed, unreadable
 from worker_svc.guard import CALL, Call, Gate, GuardedService
 from worker_svc.job import (
@@ -29,6 +29,7 @@ from worker_svc.job import (
     OutOfRange,
     PermissionDenied,
     PreconditionFailed,
+    Transition,
     Unavailable,
     check_job_id,
     check_labels,
@@ -40,13 +41,24 @@ from worker_svc.output import OutputReader
 from worker_svc.output import Start as OutputStart
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.policy import CommandPolicy, Decision, Lookups
+from worker_svc.reading import LongReads
 from worker_svc.statuses import to_grpc
 from worker_svc.supervisor.retention import KeepLimits, Kept, excess
 from worker_svc.supervisor.store import FinishedRow, StoreReader, output_path, stderr_path
+from worker_svc.supervisor.store_query import FoundJobs, JobQuery
 
 _T = TypeVar("_T")
 
 _PRUNED: Final = "pruned"
+_REPEATED: Final = "repeated request"
+# A step of a listing: read in the thread for it, then told in one turn of the loop; some milliseconds each.
+_STEP_JOBS: Final = 16
+_STEP_BYTES: Final = 256 * 1024
+_PRUNED_STEP: Final = 256
+_WATCH_STEP: Final = 16
+_PAGE_STEPS_MAX: Final = 80
+# A single job's answer can be larger, up to 4 MiB, which is what gRPC clients take by default.
+_PAGE_MAX_BYTES: Final = 2 * 1024 * 1024
 # A program on a file system that does not answer may be reached tomorrow: its caller need not wait for that.
 START_ANSWER_S: Final = 5.0
 
@@ -68,6 +80,7 @@ class WorkerService(GuardedService):
         state_dir: Path,
         link: SupervisorLink,
         reader: StoreReader,
+        reads: LongReads,
         feed: Feed,
         output: OutputReader,
         defaults: Mapping[str, Defaults],
@@ -86,9 +99,7 @@ class WorkerService(GuardedService):
         self._defaults = defaults
         """By role."""
         self._identity = identity
-        # Long listings read the store in this thread, with a reader of its own, so that the event loop goes on.
-        self._lister = ThreadPoolExecutor(1, thread_name_prefix="list")
-        self._list_reader: StoreReader | None = None
+        self._reads = reads
 
     def _is_owned(self, job_id: str, owner: str) -> bool:
         return self._reader.is_owned(job_id, owner)
@@ -98,24 +109,30 @@ class WorkerService(GuardedService):
             return None
         return self._policy.denial_of_grace(call.role_label, request.grace.total_seconds())
 
-    def close(self) -> None:
-        self._lister.shutdown(cancel_futures=True)
-        if self._list_reader is not None:
-            self._list_reader.close()
-
     # The original RPCs
 
     async def start_job(self, message: pb.StartJobReq) -> pb.StartJobRes:
-        start = messages.start_from(message, self._defaults[CALL.get().role_label])
-        job_id = start.job_id or str(uuid.uuid4())
-        spec = await self._allowed(job_id, start.spec)
+        messages.check_start_size(message)
         owner = CALL.get().caller.identity
-        header: dict[str, Any] = {"id": job_id, "fp": start.fingerprint, "owner": owner, "spec": spec.to_json()}
-        if not start.job_id:
-            header["new"] = True
+        header: dict[str, Any] = {"owner": owner, "fp": messages.fingerprint_of(message)}
+        if message.job_id:
+            known = self._reader.ever_known(message.job_id)
+            if known is not None and (known.owner, known.fingerprint) == (owner, header["fp"]):
+                # What was decided once is not judged again: policy, files and limits may be others by now.
+                await CALL.get().allow(message.job_id, _REPEATED)
+                with contextlib.suppress(JobNotFound):  # deleted meanwhile: this one is new
+                    return await self._start(message.job_id, header, messages.secrets_from(message).pack())
+        start = messages.start_from(message, self._defaults[CALL.get().role_label])
+        job_id = message.job_id or str(uuid.uuid4())
+        text = (await self._allowed(job_id, start.spec)).to_text()
+        header |= {"spec_bytes": len(text)} if message.job_id else {"spec_bytes": len(text), "new": True}
+        return await self._start(job_id, header, text.encode() + start.stdin + start.secrets.pack())
+
+    async def _start(self, job_id: str, header: dict[str, Any], body: bytes) -> pb.StartJobRes:
         try:
-            body = start.stdin + start.secrets.pack()
-            answer = await self._link.ask("start", body, is_idempotent=True, patience_s=START_ANSWER_S, **header)
+            answer = await self._link.ask(
+                "start", body, is_idempotent=True, patience_s=START_ANSWER_S, id=job_id, **header
+            )
         except JobExists as error:
             raise self._taken(job_id) or error from None
         except NoAnswer as silence:
@@ -173,30 +190,45 @@ class WorkerService(GuardedService):
         return pb.StopJobRes()
 
     async def query_job(self, message: pb.QueryJobReq) -> pb.QueryJobRes:
-        record = self._record(message.job_id)
-        return messages.query_message(CALL.get().shown(record), self._files(record), time.monotonic_ns())
+        record = await self._whole(self._record(message.job_id))
+        return messages.query_message(self._told(record), self._files(record), time.monotonic_ns())
 
     # Ours
 
-    async def list_jobs(self, message: pb.ListJobsReq) -> pb.ListJobsRes:
-        size = messages.page_size_from(message.page_size)
+    async def list_jobs(self, message: pb.ListJobsReq) -> Encoded:  # type: ignore[override]
+        call, size = CALL.get(), messages.page_size_from(message.page_size)
+        view = messages.view_from(message.view)
         check_labels(message.labels)
-        CALL.get().check_filter(message.labels)
-        query = partial(
-            StoreReader.find,
-            before_ordinal=messages.page_token_from(message.page_token),
+        call.check_filter(message.labels)
+        query = JobQuery(
             states=messages.states_from(message.states),
-            labels=dict(message.labels),
+            labels=message.labels,
             accepted_since_ns=messages.ns_from(message.accepted_since),
             accepted_before_ns=messages.ns_from(message.accepted_before),
-            owner=CALL.get().owner,
-            limit=size + 1,
+            owner=call.owner,
         )
-        records = await self._listing(query)
-        now_ns, shown = time.monotonic_ns(), CALL.get().shown
-        jobs = [messages.job_message(shown(record), self._files(record), now_ns) for record in records[:size]]
-        more = str(records[size - 1].ordinal) if len(records) > size else ""
-        return pb.ListJobsRes(jobs=jobs, next_page_token=more)
+        below, jobs, page = messages.page_token_from(message.page_token), 0, bytearray()
+        for _ in range(_PAGE_STEPS_MAX):
+            async with self._reads.step(call.caller.identity):
+                found, part = await self._list_step(query, below, min(_STEP_JOBS, size - jobs), view)
+            if jobs and len(page) + len(part) > _PAGE_MAX_BYTES:
+                break
+            page += part
+            jobs, below = jobs + len(found.records), found.below
+            if below is None or jobs >= size:
+                break
+        page += encode(pb.ListJobsRes(next_page_token="" if below is None else str(below)))
+        return Encoded(pb.ListJobsRes, bytes(page))
+
+    async def _list_step(
+        self, query: JobQuery, below: int | None, limit: int, view: pb.JobView
+    ) -> tuple[FoundJobs, bytes]:
+        """The next jobs, and the part of the page that they are."""
+        whole = view == pb.JobView.FULL
+        found = await self._reads.read(lambda reader: reader.find(query, below, limit, _STEP_BYTES, whole=whole))
+        now_ns = time.monotonic_ns()
+        jobs = [messages.job_message(self._told(one), self._files(one), now_ns, view) for one in found.records]
+        return found, encode(pb.ListJobsRes(jobs=jobs))
 
     async def watch_jobs(self, message: pb.WatchJobsReq) -> AsyncIterator[pb.JobTransition]:
         for job_id in message.job_ids:
@@ -205,15 +237,18 @@ class WorkerService(GuardedService):
         latest = self._reader.sequence()
         if message.from_sequence > latest + 1:
             raise OutOfRange(f"from_sequence: {message.from_sequence} is beyond the latest, {latest}")
-        wanted, call = set(message.job_ids), CALL.get()
+        ids, call = frozenset(message.job_ids), CALL.get()
+        client, owner = call.caller.identity, call.owner
+
+        def is_wanted(moved: Transition) -> bool:
+            return (not ids or moved.job_id in ids) and owner in (None, moved.owner)
+
         self._lasts()
-        async for batch in self._feed.since(message.from_sequence or latest + 1):
-            for moved in batch:
-                if (not wanted or moved.job_id in wanted) and call.owner in (None, moved.owner):
-                    yield messages.transition_message(
-                        moved._replace(reason=call.shown_reason(moved.reason, moved.owner))
-                    )
-            await asyncio.sleep(0)  # others get their turn, also where there is nothing to send
+        async for batch in self._feed.since(message.from_sequence or latest + 1, client, is_wanted):
+            for number, moved in enumerate(batch, 1):
+                yield messages.transition_message(moved._replace(reason=call.shown_reason(moved.reason, moved.owner)))
+                if number % _WATCH_STEP == 0:
+                    await self._reads.pause(client)
 
     async def wait_job(self, message: pb.WaitJobReq) -> pb.WaitJobRes:
         timeout_s = messages.seconds_from("timeout", message.timeout, 0.0)
@@ -222,9 +257,8 @@ class WorkerService(GuardedService):
             if record.state is not JobState.FINISHED:
                 await self._wait_end(end, message.job_id, timeout_s)
                 record = self._record(message.job_id)
-        return pb.WaitJobRes(
-            job=messages.job_message(CALL.get().shown(record), self._files(record), time.monotonic_ns())
-        )
+        record = await self._whole(record)
+        return pb.WaitJobRes(job=messages.job_message(self._told(record), self._files(record), time.monotonic_ns()))
 
     async def _wait_end(self, end: asyncio.Future[None], job_id: str, timeout_s: float) -> None:
         self._lasts()
@@ -263,21 +297,30 @@ class WorkerService(GuardedService):
             raise InvalidArgument("max_age", "or max_count or max_bytes must be given: else nothing is too much")
         age_s = None if message.max_age is None else messages.seconds_from("max_age", message.max_age, 0.0)
         limits = KeepLimits(age_s, message.max_count, message.max_bytes)
-        owner = CALL.get().owner
-        rows = await self._listing(lambda reader: _excess(reader, limits, owner))
-        if not message.dry_run:
-            rows = [row for row in rows if await self._prune(row)]
-        return pb.PruneJobsRes(
-            jobs=len(rows),
-            bytes=sum(row.stored_bytes for row in rows),
-            job_ids=[row.job_id for row in rows[: messages.LIST_PAGE_MAX]],
-        )
+        owner, now_ns = CALL.get().owner, time.time_ns()
+        kept = Kept(*await self._long_read(lambda reader: reader.finished_totals(owner)))
+        answer, last = pb.PruneJobsRes(), None
+        while True:
+            page = await self._long_read(
+                partial(StoreReader.oldest_finished, limit=_PRUNED_STEP, after=last, owner=owner)
+            )
+            gone = excess(kept, page, limits, now_ns)
+            kept = Kept(kept.jobs - len(gone), kept.bytes - sum(row.stored_bytes for row in gone))
+            for row in gone:
+                if message.dry_run or await self._prune(row):
+                    answer.jobs += 1
+                    answer.bytes += row.stored_bytes
+                    if answer.jobs <= messages.LIST_PAGE_MAX:
+                        answer.job_ids.append(row.job_id)
+            if len(gone) < _PRUNED_STEP:
+                return answer
+            last = gone[-1]
 
     async def _prune(self, row: FinishedRow) -> bool:
         call = CALL.get()
         await call.allow(row.job_id, _PRUNED)
         try:
-            await self._ask("delete", row.job_id, is_idempotent=False)
+            await self._ask("delete", row.job_id, is_idempotent=False, remember=True)
         except JobNotFound as error:  # retention or another client was faster
             call.fail(to_grpc(error).status.name)
             return False
@@ -308,7 +351,7 @@ class WorkerService(GuardedService):
         status = await self._link.ask("status", is_idempotent=True, patience_s=START_ANSWER_S)
         owner = CALL.get().owner
         if owner is not None:
-            status["running"], status["queued"] = await self._listing(lambda reader: reader.live_of(owner))
+            status["running"], status["queued"] = await self._long_read(lambda reader: reader.live_of(owner))
         return messages.worker_message(
             status,
             worker_id=self._link.info["state_id"],
@@ -332,6 +375,19 @@ class WorkerService(GuardedService):
             raise JobNotFound
         return record
 
+    async def _whole(self, record: JobRecord) -> JobRecord:
+        """With all of its spec. A large one is read in the thread of the listings, one by one."""
+        if not record.is_brief:
+            return record
+        whole = await self._long_read(partial(StoreReader.get, job_id=record.job_id, whole=True))
+        if whole is None or whole.ordinal != record.ordinal:
+            raise JobNotFound
+        return whole
+
+    def _told(self, record: JobRecord) -> JobRecord:
+        """As the caller may see it, and within what an answer may be."""
+        return messages.fitted(CALL.get().shown(record))
+
     async def _ask(self, op: str, job_id: str, *, is_idempotent: bool, **fields: Any) -> dict[str, Any]:
         """Asks for something to be done with one job; the supervisor, too, looks whose it is."""
         owner = CALL.get().owner
@@ -339,15 +395,9 @@ class WorkerService(GuardedService):
             fields["of"] = owner
         return await self._link.ask(op, is_idempotent=is_idempotent, id=job_id, **fields)
 
-    async def _listing(self, query: Callable[[StoreReader], _T]) -> _T:
-        """What a long query of the store finds."""
-
-        def run() -> _T:
-            if self._list_reader is None:
-                self._list_reader = StoreReader(self._state_dir)
-            return query(self._list_reader)
-
-        return await asyncio.get_running_loop().run_in_executor(self._lister, run)
+    async def _long_read(self, query: Callable[[StoreReader], _T]) -> _T:
+        async with self._reads.step(CALL.get().caller.identity):
+            return await self._reads.read(query)
 
     @contextlib.contextmanager
     def _end_of(self, job_id: str) -> Iterator[asyncio.Future[None]]:
@@ -399,19 +449,6 @@ class WorkerService(GuardedService):
             return
         is_stderr = path.suffix == ".err"
         final_size.set_result(current.stderr_size_bytes if is_stderr else current.output_size_bytes)
-
-
-def _excess(reader: StoreReader, limits: KeepLimits, owner: str | None) -> list[FinishedRow]:
-    """Of one owner's jobs, or of all."""
-    kept, now_ns = Kept(*reader.finished_totals(owner)), time.time_ns()
-    gone: list[FinishedRow] = []
-    while True:
-        page = reader.oldest_finished(messages.LIST_PAGE_MAX, len(gone), owner)
-        more = excess(kept, page, limits, now_ns)
-        gone += more
-        if len(more) < messages.LIST_PAGE_MAX:
-            return gone
-        kept = Kept(kept.jobs - len(more), kept.bytes - sum(row.stored_bytes for row in more))
 
 
 def _size_of(path: str) -> int:

@@ -412,7 +412,7 @@ def files(state: Path) -> set[str]:
 
 def finished(supervisor: SupervisorProcess) -> list[str]:
     with supervisor.reader() as reader:
-        return [row.job_id for row in reader.oldest_finished(100_000, 0)]
+        return [row.job_id for row in reader.oldest_finished(100_000, None)]
 
 
 def run_some(supervisor: SupervisorProcess, count: int, argv: list[str] = programs.TRUE) -> list[str]:

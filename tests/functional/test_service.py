@@ -37,6 +37,7 @@ from worker_svc.job import JobSpec, Transition
 from worker_svc.job import JobState as State
 from worker_svc.masking import Masker
 from worker_svc.pb import jobscheduler as pb
+from worker_svc.reading import LongReads
 from worker_svc.service import WorkerService
 from worker_svc.supervisor.store import JobStore, StoreReader
 
@@ -321,15 +322,16 @@ async def test_watch_from_what_an_answer_told(client: WorkerClient) -> None:
 async def test_a_feed_that_lags_behind_the_store(tmp_path: Path) -> None:
     """A client may know a sequence number before the feed has read so far."""
     store = JobStore(str(tmp_path))
+    reader = StoreReader(str(tmp_path))
+    reads = LongReads(str(tmp_path))
+    feed = Feed(reader, reads, 0, lambda batch: None)
     store.begin()
     ordinal = store.add_job("j", JobSpec("true"), "", 1, b"")
     for _ in range(3):
         store.add_transition(ordinal, Transition(0, "j", 5, State.NEW, State.QUEUED), {})
     store.commit()
-    reader = StoreReader(str(tmp_path))
-    feed = Feed(reader, 0, lambda batch: None)
     nothing = cast(Any, None)
-    service = WorkerService(tmp_path, nothing, reader, feed, nothing, nothing, nothing, nothing, nothing)
+    service = WorkerService(tmp_path, nothing, reader, reads, feed, nothing, nothing, nothing, nothing, nothing)
     gate = Gate(nothing, Masker(), nothing)
     CALL.set(Call("WatchJobs", RPCS["WatchJobs"], Caller("uid:0", Role.ADMIN, ""), gate))
     waiting = asyncio.ensure_future(anext(service.watch_jobs(pb.WatchJobsReq(from_sequence=4))))
@@ -350,7 +352,7 @@ async def test_a_feed_that_lags_behind_the_store(tmp_path: Path) -> None:
         await anext(service.watch_jobs(pb.WatchJobsReq()))
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
-    service.close()
+    reads.close()
     reader.close()
     store.close()
 

@@ -34,9 +34,10 @@ from tests.support.workers import (
     environment_of,
     key_of,
     start_fields,
+    with_spec,
 )
 from worker_svc import frames
-from worker_svc.job import DURATION_MAX_S, JobRecord, JobState, Outcome
+from worker_svc.job import DURATION_MAX_S, SPEC_MAX_BYTES, JobRecord, JobState, Outcome
 from worker_svc.supervisor.containment.marks import Marks
 from worker_svc.supervisor.livejob import LiveJob
 from worker_svc.supervisor.spawn import IMPLEMENTATION, NATIVE
@@ -667,8 +668,9 @@ def test_what_cannot_be_started(supervisor: SupervisorProcess, tmp_path: Path, c
 
 
 def test_too_long_for_this_machine(supervisor: SupervisorProcess) -> None:
+    limits = {"rlimits": {"stack": [8 * 1024 * 1024, None]}}  # of which a quarter is for arguments
     with pytest.raises(Refused, match=r"precondition: args: .* too long"):
-        supervisor.run("j", ["true", *["x" * 131_000] * 64])
+        supervisor.run("j", ["true", *["x" * 131_000] * 23], process_limits=limits)
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="needs root to become another user")
@@ -906,12 +908,17 @@ MALFORMED: list[dict[str, Any]] = [
     {"op": 1},
     {"op": ["start"]},
     {"op": "no such request"},
+    {"op": "x" * 3_000_000},
     {"op": "hello"},
     {"op": "hello", "protocol": frames.PROTOCOL_VERSION},
     {"op": "hello", "protocol": frames.PROTOCOL_VERSION, "settings": 1},
     {"op": "start"},
     {"op": "start", "id": "j"},
     {"op": "start", "id": "j", "fp": ""},
+    {"op": "start", "id": "j", "fp": "", "spec_bytes": 3},
+    {"op": "start", "id": "j", "fp": "", "spec_bytes": "many"},
+    {"op": "start", "id": "j", "fp": "", "spec_bytes": -1},
+    {"op": "start", "id": "j", "fp": "", "spec_bytes": SPEC_MAX_BYTES + 1},
     {"op": "start", "id": "j", "fp": "", "spec": 1},
     {"op": "start", "id": "j", "fp": "", "spec": {}},
     {"op": "start", "id": "j", "fp": "", "spec": {"command": "true", "from_the_future": 1}},
@@ -940,7 +947,7 @@ MALFORMED: list[dict[str, Any]] = [
 def test_a_malformed_request_is_answered(supervisor: SupervisorProcess, header: dict[str, Any]) -> None:
     supervisor.run("running", programs.SLEEP)
     client = supervisor.connect()
-    client.send_bytes(frames.encode({"r": 77, **header}))
+    client.send_bytes(frames.encode(*with_spec({"r": 77, **header})))
     with pytest.raises(Refused):
         client.answer(77)
     client.ask("status")

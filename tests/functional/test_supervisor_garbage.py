@@ -15,7 +15,7 @@ import pytest
 from tests.support.fuzzing import FRAMES, Mutator
 from tests.support.programs import TRUE
 from tests.support.waiting import eventually_sync
-from tests.support.workers import Refused, SocketClient, SupervisorProcess, key_of, start_fields
+from tests.support.workers import Refused, SocketClient, SupervisorProcess, key_of, start_fields, with_spec
 from worker_svc import frames
 
 VALUES: tuple[Any, ...] = (
@@ -96,7 +96,7 @@ def test_requests_with_anything_for_a_value(supervisor: SupervisorProcess) -> No
             header |= {"protocol": frames.PROTOCOL_VERSION, "key": key_of(supervisor.path)}
             header["settings"] = {name: chance.choice(VALUES) for name in ("slots", "base_env", "keep_age_s")}
         try:
-            client.send_bytes(encode(header, chance.choice((b"", b"stdin"))))
+            client.send_bytes(encode(*with_spec(header, chance.choice((b"", b"stdin")))))
             if number % 20 == 19:
                 client.ask("status")
         except (OSError, Refused):  # hung up on us, which is its right

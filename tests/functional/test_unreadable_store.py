@@ -18,6 +18,7 @@ from worker_svc.client import WorkerClient
 from worker_svc.feed import Feed
 from worker_svc.job import JobError, JobSpec, ResourceExhausted, Transition, Unavailable
 from worker_svc.job import JobState as State
+from worker_svc.reading import LongReads
 from worker_svc.supervisor.ledger import Ledger
 from worker_svc.supervisor.livejob import LiveJob
 from worker_svc.supervisor.store import STORE_NAME, JobStore, StoreReader
@@ -101,9 +102,9 @@ async def test_who_waits_is_told(store: JobStore, tmp_path: Path) -> None:
     told: list[str] = []
     read: list[Transition] = []
     reader = StoreReader(str(tmp_path))
-    feed = Feed(reader, 0, read.extend, lambda event, **fields: told.append(event))
+    feed = Feed(reader, LongReads(str(tmp_path)), 0, read.extend, lambda event, **fields: told.append(event))
     end = feed.end_of("j")
-    watching = asyncio.ensure_future(anext(feed.since(1)))
+    watching = asyncio.ensure_future(anext(feed.since(1, "client", lambda moved: True)))
     await asyncio.sleep(0)
     with emptied(tmp_path):
         feed.ring(1)

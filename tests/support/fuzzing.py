@@ -207,7 +207,7 @@ def _normalise(parsed: Any) -> None:
 
 FRAMES: Final = (
     frames.encode({"r": 1, "op": "hello", "protocol": 2, "version": "x", "key": "00", "settings": {"slots": 3}}),
-    frames.encode({"r": 2, "op": "start", "id": "a", "fp": "", "spec": {"command": "true"}}, b"stdin"),
+    frames.encode({"r": 2, "op": "start", "id": "a", "fp": "", "spec_bytes": 18}, b'{"command":"true"}stdin'),
     frames.encode({"r": 3, "ok": {"state": 3, "existed": False}}),
     frames.encode({"seq": 9}),
     frames.encode({"r": 4, "op": "stop", "id": "a", "signal": None, "grace_s": 1e9}),

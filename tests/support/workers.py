@@ -293,7 +293,8 @@ class SocketClient:
     def frame(self, op: str, body: bytes = b"", **fields: Any) -> tuple[int, bytes]:
         """A request to be sent together with others, by `send_bytes`."""
         self._number += 1
-        return self._number, frames.encode({"r": self._number, "op": op, **fields}, body)
+        header, body = with_spec({"r": self._number, "op": op, **fields}, body)
+        return self._number, frames.encode(header, body)
 
     def send_bytes(self, data: bytes) -> None:
         self._socket.sendall(data)
@@ -330,6 +331,14 @@ class SocketClient:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def with_spec(header: dict[str, Any], body: bytes = b"") -> tuple[dict[str, Any], bytes]:
+    """A request as it is sent: the text of a start's spec goes into the body, before standard input."""
+    if "spec" not in header:
+        return header, body
+    text = json.dumps(header["spec"]).encode()
+    return {name: value for name, value in header.items() if name != "spec"} | {"spec_bytes": len(text)}, text + body
 
 
 def start_fields(job_id: str, argv: list[str], *, stdin: bytes = b"", fp: str = "", **spec: Any) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from worker_svc.guard import GuardedService, method_name
 from worker_svc.job import JobSpec, JobState, Transition
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.supervisor.store import JobStore, StoreReader
+from worker_svc.supervisor.store_query import JobQuery
 from worker_svc.supervisor.store_rows import IS_OWNED
 
 nothing: Any = None
@@ -263,9 +264,15 @@ def test_listing_and_counting_of_one_owner_only(store: JobStore, tmp_path: Path)
         add(store, f"wait-{number}", owner, JobState.QUEUED)
         add(store, f"end-{number}", owner, JobState.FINISHED)
     reader = StoreReader(str(tmp_path))
-    assert {record.owner for record in reader.find(owner="dns:red", limit=100)} == {"dns:red"}
-    assert len(reader.find(limit=100)) == 18
-    assert reader.find(owner="", limit=100) == []
+
+    def found(query: JobQuery) -> list[str]:
+        return [record.owner for record in reader.find(query, None, 100, 1000).records]
+
+    assert found(JobQuery(owner="dns:red")) == ["dns:red"] * 9
+    assert len(found(JobQuery())) == 18
+    assert found(JobQuery(owner="")) == []
     assert (reader.live_of("dns:red"), reader.live_of("dns:green")) == ((3, 3), (0, 0))
     assert (reader.finished_totals("dns:red"), reader.finished_totals()) == ((3, 30), (6, 60))
-    assert [row.job_id for row in reader.oldest_finished(9, 1, "dns:blue")] == ["end-3", "end-5"]
+    first, *rest = reader.oldest_finished(9, None, "dns:blue")
+    assert [row.job_id for row in rest] == ["end-3", "end-5"]
+    assert reader.oldest_finished(9, first, "dns:blue") == rest

@@ -6,6 +6,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from worker_svc.supervisor.store import (
     StoreError,
     StoreReader,
 )
+from worker_svc.supervisor.store_query import JobQuery
 
 NEW, QUEUED, STARTING, RUNNING, STOPPING, FINISHED = JobState
 
@@ -83,7 +85,7 @@ def test_every_column_of_a_record_survives(store: JobStore, reader: StoreReader)
         12, 13, 14, 15, 16, 2**40, 0, 1, "pid 3", "dns:someone", 17, "9 bytes",
     )  # fmt: skip
     assert reader.get("j") == store.get("j") == expected
-    added = {"ordinal", "job_id", "spec", "state", "last_sequence", "accepted_ns", "fingerprint", "owner"}
+    added = {"ordinal", "job_id", "spec", "state", "last_sequence", "accepted_ns", "fingerprint", "owner", "is_brief"}
     assert set(changes) | added == set(JobRecord._fields)
 
 
@@ -105,7 +107,7 @@ def test_what_is_not_known_stays_unknown(store: JobStore, reader: StoreReader) -
     assert (found.exit_code, found.signal, found.queued_ns, found.wall_ns, found.cpu_ns) == (None,) * 5
     record = reader.get("j")
     assert record is not None
-    assert record[12:] == (*(None,) * (len(JobRecord._fields) - 17), 0, "", "", 0, "")
+    assert record[12:] == (*(None,) * (len(JobRecord._fields) - 18), 0, "", "", 0, "", 0)
 
 
 @settings(max_examples=30, deadline=None)
@@ -219,6 +221,10 @@ def ids(found: list[JobRecord]) -> str:
     return "".join(record.job_id for record in found)
 
 
+def find(reader: StoreReader, limit: int, **query: Any) -> str:
+    return ids(reader.find(JobQuery(**query), None, limit, 10_000).records)
+
+
 @pytest.fixture
 def six(store: JobStore) -> None:
     """Jobs a to f, accepted at 10 to 60."""
@@ -240,29 +246,32 @@ def six(store: JobStore) -> None:
 
 @pytest.mark.usefixtures("six")
 def test_filters(reader: StoreReader) -> None:
-    assert ids(reader.find(limit=10)) == "fedcba"
-    assert ids(reader.find(limit=2)) == "fe"
-    assert ids(reader.find(states=(STARTING,), limit=10)) == "db"
-    assert ids(reader.find(states=(STARTING, FINISHED), limit=10)) == "dcb"
-    assert ids(reader.find(labels={"team": "red"}, limit=10)) == "cb"
-    assert ids(reader.find(labels={"team": "red", "size": "1"}, limit=10)) == "c"
-    assert ids(reader.find(labels={"size": "1"}, limit=10)) == "c"
-    assert ids(reader.find(labels={"team": "re"}, limit=10)) == ""
-    assert ids(reader.find(labels={"team.a b'\"%": "red"}, limit=10)) == "e"
-    assert ids(reader.find(labels={"team": "%"}, limit=10)) == ""
-    assert ids(reader.find(accepted_since_ns=20, accepted_before_ns=40, limit=10)) == "cb"
-    assert ids(reader.find(states=(QUEUED,), labels={}, accepted_since_ns=11, limit=10)) == "fe"
+    assert find(reader, 10) == "fedcba"
+    assert find(reader, 2) == "fe"
+    assert find(reader, 10, states=(STARTING,)) == "db"
+    assert find(reader, 10, states=(STARTING, FINISHED)) == "dcb"
+    assert find(reader, 10, labels={"team": "red"}) == "cb"
+    assert find(reader, 10, labels={"team": "red", "size": "1"}) == "c"
+    assert find(reader, 10, labels={"size": "1"}) == "c"
+    assert find(reader, 10, labels={"team": "re"}) == ""
+    assert find(reader, 10, labels={"team.a b'\"%": "red"}) == "e"
+    assert find(reader, 10, labels={"team": "%"}) == ""
+    assert find(reader, 10, accepted_since_ns=20, accepted_before_ns=40) == "cb"
+    assert find(reader, 10, states=(QUEUED,), labels={}, accepted_since_ns=11) == "fe"
 
 
 @pytest.mark.usefixtures("six")
 @pytest.mark.parametrize("size", [1, 2, 3, 6, 7])
 def test_pages(reader: StoreReader, store: JobStore, size: int) -> None:
     found: list[JobRecord] = []
-    before: int | None = None
-    while page := reader.find(before_ordinal=before, limit=size):
+    below: int | None = None
+    for number in range(7):
+        page, below = reader.find(JobQuery(), below, size, 10_000)
+        assert len(page) <= size
         found += page
-        before = page[-1].ordinal
-        add(store, f"later{len(found)}")  # what comes meanwhile is not on later pages
+        if below is None:
+            break
+        add(store, f"later{number}")  # what comes meanwhile is not on later pages
     assert ids(found) == "fedcba"
 
 

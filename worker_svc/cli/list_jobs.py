@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 DEFAULT_LIMIT: Final = 50
 _PAGE_MAX: Final = 1000
+_FULL: Final = 2  # JobView, whose import is slow
 
 
 def main(prog: str, argv: Sequence[str]) -> int:
@@ -89,6 +90,7 @@ async def _fetch(client: WorkerClient, arguments: argparse.Namespace) -> tuple[l
         states=[JobState.RUNNING if state is None else state for state in arguments.state],
         labels=dict(arguments.label),
         page_size=min(limit + 1, _PAGE_MAX) if limit else _PAGE_MAX,
+        view=_FULL if arguments.json else 0,
         deadline_s=ANSWER_DEADLINE_S,
     )
     async with aclosing(listing):

@@ -225,6 +225,7 @@ def job_json(job: Job) -> dict[str, Any]:
         "last_sequence": job.last_sequence,
         "paused": job.paused,
         "stuck": job.stuck or None,
+        "left_out": list(job.left_out),
         "spec": {
             "command": spec.command,
             "path": spec.path,

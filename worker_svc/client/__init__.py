@@ -28,6 +28,7 @@ from worker_svc.pb.jobscheduler import (
     Job,
     JobState,
     JobTransition,
+    JobView,
     LeaderExit,
     Limits,
     ListJobsReq,
@@ -225,11 +226,13 @@ class WorkerClient:
         accepted_since: datetime | None = None,
         accepted_before: datetime | None = None,
         page_size: int = 0,
+        view: int = JobView.UNSPECIFIED,
         deadline_s: float | None = None,
     ) -> AsyncGenerator[Job, None]:
         """The jobs that fit all of this, newest first; pages are fetched as needed, each within `deadline_s`.
 
-        `states` are of JobState; a datetime without a zone means local time.
+        `states` are of JobState; a datetime without a zone means local time. `view` is a JobView: without one, large
+        `spec.args` and `spec.env` are left out, as `left_out` of a job then says.
         """
         request = ListJobsReq(
             states=[member(JobState, "states", state) for state in states],
@@ -238,6 +241,7 @@ class WorkerClient:
             accepted_since=accepted_since and accepted_since.astimezone(UTC),
             accepted_before=accepted_before and accepted_before.astimezone(UTC),
             page_size=count("page_size", page_size, 2**31 - 1),
+            view=member(JobView, "view", view),
         )
         while True:
             page = await self._call(request, self._stub.list_jobs(request, timeout=deadline_s))

@@ -271,6 +271,12 @@ class RetentionConfig(Section):
     max_events: int = declare(
         1_000_000, Whole(1000, 10**9), "Transitions that are kept to be watched again, once they are logged."
     )
+    max_ids: int = declare(
+        100_000,
+        Whole(0, 10**9),
+        "Job ids that are remembered of the latest jobs that retention or PruneJobs took: who repeats the start of one "
+        "is told that it is finished, and nothing runs again. 0: none.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,7 +34,7 @@ from worker_svc.job.lifecycle import (
     outcome_of,
 )
 from worker_svc.job.limits import Limits
-from worker_svc.job.records import JobRecord, Transition
+from worker_svc.job.records import JobRecord, KnownJob, Transition
 from worker_svc.job.secrets import NO_SECRETS, SecretEnv
 from worker_svc.job.signals import parse_signal, signal_name
 from worker_svc.job.spec import (
@@ -46,6 +46,7 @@ from worker_svc.job.spec import (
     LABEL_KEY_MAX_BYTES,
     LABEL_VALUE_MAX_BYTES,
     LABELS_MAX,
+    SPEC_MAX_BYTES,
     STDIN_MAX_BYTES,
     CheckedFile,
     JobSpec,
@@ -55,6 +56,7 @@ from worker_svc.job.spec import (
     check_duration,
     check_job_id,
     check_labels,
+    check_size,
     is_job_id,
 )
 from worker_svc.job.texts import name_of
@@ -70,6 +72,7 @@ __all__ = [
     "LABEL_KEY_MAX_BYTES",
     "LABEL_VALUE_MAX_BYTES",
     "NO_SECRETS",
+    "SPEC_MAX_BYTES",
     "STDIN_MAX_BYTES",
     "CheckedFile",
     "DeadlineExceeded",
@@ -84,6 +87,7 @@ __all__ = [
     "JobRecord",
     "JobSpec",
     "JobState",
+    "KnownJob",
     "LeaderExit",
     "Limits",
     "OutOfRange",
@@ -101,6 +105,7 @@ __all__ = [
     "check_duration",
     "check_job_id",
     "check_labels",
+    "check_size",
     "error_message",
     "error_text",
     "exit_text",

@@ -59,3 +59,15 @@ class JobRecord(NamedTuple):
     """When it started, on the clock that nobody can set: of a running job, how long it runs is told by that."""
     output_loss: str = ""
     """What is known to be lost of its output, but for what the cap dropped."""
+    is_brief: bool = False
+    """Whether the spec is without `args` and `env`, which are large."""
+
+
+class KnownJob(NamedTuple):
+    """What a start with the id of an earlier one must know of that; also of some that are not on record any more."""
+
+    owner: str
+    fingerprint: str
+    state: JobState
+    outcome: Outcome
+    reason: str

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
+from itertools import chain
+from json.encoder import encode_basestring_ascii
 from typing import Any, Final, NamedTuple
 
 from worker_svc.job.errors import InvalidArgument
@@ -24,9 +27,16 @@ LABEL_VALUE_MAX_BYTES: Final = 1024
 ARG_MAX_BYTES: Final = 128 * 1024 - 1
 # All of them together: a quarter of the usual 8 MiB stack is what execve(2) allows.
 ARGV_ENV_MAX_BYTES: Final = 2 * 1024 * 1024 - 64 * 1024
+# The one rule for the size of all that is asked for together, but standard input: of the JSON that is stored. Every
+# frame, row and answer has room for it, so that what is accepted fits whatever comes later.
+SPEC_MAX_BYTES: Final = 3 * 1024 * 1024
 DURATION_MAX_S: Final = 10 * 366 * 24 * 3600.0
 
 _WHOLE_MAX: Final = 2**63 - 1
+# ASCII, since an environment can hold bytes that are no UTF-8, which Python keeps as lone surrogates (PEP 383).
+_encode_json: Final = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
+# A character below U+10000 takes as many bytes at most (\u0001), others twice as many.
+_JSON_GROWTH: Final = 6
 
 _JOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 
@@ -176,6 +186,24 @@ class JobSpec(NamedTuple):
                 fields[name] = fields[name].to_json()
         return fields
 
+    def to_text(self) -> str:
+        """The JSON of it as it is sent and stored, in ASCII. Raises InvalidArgument if it is too large."""
+        fields = self.to_json()
+        text = _encode_json(fields)
+        if len(text) > SPEC_MAX_BYTES:
+            raise _too_large(max(fields, key=lambda name: len(_encode_json(fields[name]))))
+        return text
+
+    @property
+    def brief(self) -> JobSpec:
+        """Without what can be large and seldom matters among many jobs."""
+        return self._replace(args=(), env={})
+
+    @classmethod
+    def from_text(cls, text: str) -> JobSpec:
+        """The inverse of `to_text`. Raises TypeError, ValueError."""
+        return cls.from_json(json.loads(text))
+
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> JobSpec:
         """The inverse of `to_json`; fields of a newer version are an error, TypeError."""
@@ -237,6 +265,23 @@ def _check_env(field: str, env: Mapping[str, str]) -> None:
             raise InvalidArgument(field, f"the value of {name_of(key)!r} must not contain NUL")
         if len(key.encode()) + len(value.encode()) >= ARG_MAX_BYTES:
             raise InvalidArgument(field, f"{name_of(key)!r} and its value must be below {ARG_MAX_BYTES} bytes")
+
+
+def check_size(texts: Mapping[str, Sequence[str]]) -> None:
+    """Raises InvalidArgument for what is certainly too large a spec, before anything is made of all of it. The texts
+    are by field, those that can be large."""
+    if sum(sum(map(len, field)) for field in texts.values()) <= SPEC_MAX_BYTES // (2 * _JSON_GROWTH):
+        return
+    left = SPEC_MAX_BYTES
+    for text in chain.from_iterable(texts.values()):
+        left -= len(encode_basestring_ascii(text))
+        if left < 0:
+            raise _too_large(max(texts, key=lambda field: sum(map(len, texts[field]))))
+
+
+def _too_large(field: str) -> InvalidArgument:
+    problem = f"too large: all that is asked for must take at most {SPEC_MAX_BYTES} bytes as JSON in ASCII"
+    return InvalidArgument(field, f"{problem}: pass large data in files or on standard input")
 
 
 def check_labels(labels: Mapping[str, str]) -> None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from worker_svc.job import (
+    SPEC_MAX_BYTES,
     STDIN_MAX_BYTES,
     InvalidArgument,
     JobRecord,
@@ -21,6 +22,7 @@ from worker_svc.job import (
     Transition,
     check_duration,
     check_job_id,
+    check_size,
     parse_signal,
     signal_name,
 )
@@ -39,24 +41,19 @@ from worker_svc.pb import jobscheduler as pb
 
 LIST_PAGE_MAX = 1000
 LIST_PAGE_DEFAULT = 100
+_DEFAULT_VIEW = pb.JobView(pb.JobView.UNSPECIFIED)
 
 
 class Start(NamedTuple):
     spec: JobSpec
     stdin: bytes
-    job_id: str
-    """Empty: the worker assigns one."""
-    fingerprint: str
-    """Of the request, before defaults: the same for the same request only. Empty without a job id."""
     secrets: SecretEnv = SecretEnv()
 
     def __repr__(self) -> str:
-        return f"Start({self.spec!r}, {self.job_id!r})"
+        return f"Start({self.spec!r})"
 
 
 def start_from(message: pb.StartJobReq, defaults: Defaults) -> Start:
-    if message.job_id:
-        check_job_id(message.job_id, "job_id")
     if len(message.stdin) > STDIN_MAX_BYTES:
         raise InvalidArgument("stdin", f"must be at most {STDIN_MAX_BYTES} bytes, not {len(message.stdin)}")
     spec = JobSpec(
@@ -82,7 +79,14 @@ def start_from(message: pb.StartJobReq, defaults: Defaults) -> Start:
     )
     secrets = SecretEnv(message.secret_env)
     spec.validate(secrets)
-    return Start(spec, message.stdin, message.job_id, _fingerprint(message) if message.job_id else "", secrets)
+    return Start(spec, message.stdin, secrets)
+
+
+def secrets_from(message: pb.StartJobReq) -> SecretEnv:
+    """Of a request whose job exists. Raises InvalidArgument."""
+    secrets = SecretEnv(message.secret_env)
+    JobSpec(message.command, secret_env=tuple(sorted(secrets))).validate(secrets)
+    return secrets
 
 
 def _output_max_bytes_from(asked: int | None, defaults: Defaults) -> int:
@@ -111,7 +115,20 @@ def _output_via_from(asked: pb.OutputVia, defaults: Defaults) -> OutputVia:
     return OutputVia(asked)
 
 
-def _fingerprint(message: pb.StartJobReq) -> str:
+def check_start_size(message: pb.StartJobReq) -> None:
+    """Raises InvalidArgument."""
+    texts: dict[str, Sequence[str]] = {"args": message.args, "env": [*message.env, *message.env.values()]}
+    if message.sandbox is not None:
+        texts["sandbox"] = [*message.sandbox.read_only_paths, *message.sandbox.read_write_paths]
+    check_size(texts)
+
+
+def fingerprint_of(message: pb.StartJobReq) -> str:
+    """Of what is asked for, before any default of the worker: the same for the same request only, and for ever. Empty
+    without a job id: it is by that that a request is repeated. Raises InvalidArgument."""
+    if not message.job_id:
+        return ""
+    check_job_id(message.job_id, "job_id")
     asked: list[object] = [
         message.command,
         message.path,
@@ -213,14 +230,22 @@ class Files(NamedTuple):
     stderr_size_bytes: int
 
 
-def job_message(record: JobRecord, files: Files, monotonic_ns: int) -> pb.Job:
+def fitted(record: JobRecord) -> JobRecord:
+    """Brief, if what is shown of its spec is larger than any spec may be: masks are longer than what they hide."""
+    args, env = record.spec.args, record.spec.env
+    if sum(map(len, args)) + sum(map(len, env)) + sum(map(len, env.values())) <= SPEC_MAX_BYTES:
+        return record
+    return record._replace(spec=record.spec.brief, is_brief=True)
+
+
+def job_message(record: JobRecord, files: Files, monotonic_ns: int, view: pb.JobView = _DEFAULT_VIEW) -> pb.Job:
     """`monotonic_ns`: the time by the machine's monotonic clock."""
     wall_ns = record.wall_ns
     if record.state in (JobState.RUNNING, JobState.STOPPING) and record.started_ns is not None:
         wall_ns = max(0, monotonic_ns - record.started_monotonic_ns)
-    return pb.Job(
+    has_spec = view != pb.JobView.NO_SPEC
+    job = pb.Job(
         job_id=record.job_id,
-        spec=spec_message(record.spec),
         state=pb.JobState(int(record.state)),
         outcome=pb.Outcome(int(record.outcome)),
         exit_code=record.exit_code,
@@ -242,7 +267,11 @@ def job_message(record: JobRecord, files: Files, monotonic_ns: int) -> pb.Job:
         stuck=record.stuck,
         owner=record.owner,
         output_loss=record.output_loss,
+        left_out=[] if has_spec and not record.is_brief else ["spec.args", "spec.env"] if has_spec else ["spec"],
     )
+    if has_spec:
+        job.spec = spec_message(record.spec)
+    return job
 
 
 def query_message(record: JobRecord, files: Files, monotonic_ns: int) -> pb.QueryJobRes:
@@ -290,6 +319,12 @@ def transition_message(moved: Transition) -> pb.JobTransition:
         signal="" if moved.signal is None else signal_name(moved.signal),
         reason=moved.reason,
     )
+
+
+def view_from(view: pb.JobView) -> pb.JobView:
+    if view not in list(pb.JobView):
+        raise InvalidArgument("view", f"there is no view {int(view)}")
+    return view
 
 
 def page_size_from(asked: int) -> int:

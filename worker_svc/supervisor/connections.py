@@ -156,8 +156,13 @@ class Connection:
 
     def send(self, header: dict[str, Any]) -> None:
         """Queues a frame; `flush` sends it."""
-        if not self.closed:
+        if self.closed:
+            return
+        try:
             self._unsent += frames.encode(header)
+        except frames.FrameError as error:  # it quotes what the worker sent
+            note("connection.refused", reason=str(error))
+            self.close()
 
     def ring(self, sequence: int) -> None:
         """Queues a doorbell; those not yet sent are one."""

@@ -113,7 +113,7 @@ class Jobs:
     def with_pidfd(self, fd: int) -> LiveJob | None:
         return self._by_pidfd.get(fd)
 
-    def accept(self, job: LiveJob, spec: JobSpec, stdin: bytes) -> None:
+    def accept(self, job: LiveJob, spec: JobSpec, stdin: bytes, text: str = "") -> None:
         """Takes a new job: into a slot, or into the queue. Raises ResourceExhausted, PreconditionFailed."""
         if not self.reserve.refill():
             raise ResourceExhausted("the supervisor is short of memory or of open files: try again later")
@@ -128,7 +128,7 @@ class Jobs:
             )
         job.take(spec)
         self._by_id[job.job_id] = job
-        self._ledger.add(job, spec, stdin)
+        self._ledger.add(job, spec, stdin, text)
         if has_slot:
             job.spec, job.stdin = spec, stdin
             self._launch(job)

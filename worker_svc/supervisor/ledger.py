@@ -22,6 +22,7 @@ class _Add(NamedTuple):
     job: LiveJob
     spec: JobSpec
     stdin: bytes
+    text: str
 
 
 class _Move(NamedTuple):
@@ -37,6 +38,7 @@ class _Annotate(NamedTuple):
 
 class _Delete(NamedTuple):
     job_id: str
+    keep_ids: int
 
 
 class _DropEvents(NamedTuple):
@@ -61,8 +63,9 @@ class Ledger:
         """Why the last commit failed; empty after one that succeeded."""
         self._is_full = False
 
-    def add(self, job: LiveJob, spec: JobSpec, stdin: bytes) -> None:
-        self._pending.append(_Add(job, spec, stdin))
+    def add(self, job: LiveJob, spec: JobSpec, stdin: bytes, text: str = "") -> None:
+        """`text` is the spec's, where it is at hand."""
+        self._pending.append(_Add(job, spec, stdin, text))
 
     def move(self, job: LiveJob, moved: Transition, changes: dict[str, Any]) -> None:
         self._pending.append(_Move(job, moved, changes))
@@ -71,8 +74,9 @@ class Ledger:
         """Changes columns of a job without a move."""
         self._pending.append(_Annotate(job, changes))
 
-    def delete(self, job_id: str) -> None:
-        self._pending.append(_Delete(job_id))
+    def delete(self, job_id: str, keep_ids: int) -> None:
+        """Of so many deleted jobs the ids are remembered; zero: not of this one."""
+        self._pending.append(_Delete(job_id, keep_ids))
 
     def drop_events(self, until_sequence: int) -> None:
         self._pending.append(_DropEvents(until_sequence))
@@ -150,13 +154,15 @@ class Ledger:
 
     def _write(self, entry: _Entry) -> None:
         match entry:
-            case _Add(job, spec, stdin):
-                job.ordinal = self._store.add_job(job.job_id, spec, job.fingerprint, job.accepted_ns, stdin, job.owner)
+            case _Add(job, spec, stdin, text):
+                job.ordinal = self._store.add_job(
+                    job.job_id, spec, job.fingerprint, job.accepted_ns, stdin, job.owner, text
+                )
             case _Move(job, moved, changes):
                 self._store.add_transition(job.ordinal, moved, changes)
             case _Annotate(job, changes):
                 self._store.annotate(job.ordinal, changes)
-            case _Delete(job_id):
-                self._store.delete_job(job_id)
+            case _Delete(job_id, keep_ids):
+                self._store.delete_job(job_id, keep_ids)
             case _DropEvents(until_sequence):
                 self._store.drop_events(until_sequence)

@@ -13,18 +13,20 @@ from typing import Any, Final
 from worker_svc import frames
 from worker_svc.job import (
     DURATION_MAX_S,
+    SPEC_MAX_BYTES,
     InvalidArgument,
     JobError,
     JobExists,
     JobNotFound,
-    JobRecord,
     JobSpec,
     JobState,
+    KnownJob,
     Outcome,
     PreconditionFailed,
     SecretEnv,
     Unavailable,
     check_job_id,
+    error_message,
     fault_text,
 )
 from worker_svc.supervisor.clocks import wall_ns
@@ -84,7 +86,7 @@ class Requests:
             text = f"the supervisor cannot do it now: {getattr(error, 'strerror', '') or str(error) or 'out of memory'}"
             connection.send({"r": request, "error": Unavailable.code, "text": text})
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            text = f"malformed {op}: {fault_text(error)}"
+            text = error_message(f"malformed {op}: {fault_text(error)}")
             connection.send({"r": request, "error": InvalidArgument.code, "text": text})
 
     def _hello(self, connection: Connection, request: int, header: dict[str, Any]) -> None:
@@ -139,15 +141,15 @@ class Requests:
         if live is not None:
             _check_same((owner, fingerprint), (live.owner, live.fingerprint))
             if live.state is JobState.QUEUED and not live.secrets:  # lost with an earlier supervisor
-                live.secrets = _stdin_and_secrets(frame)[1]
+                live.secrets = _secrets_of(frame)
             self._join(live, connection, request)
             return
         # An id the worker has just made up cannot be on record.
         if not frame.header.get("new"):
-            record = self._store.get(job_id)
-            if record is not None:
-                _check_same((owner, fingerprint), (record.owner, record.fingerprint))
-                connection.send({"r": request, **_answer_of(record)})
+            known = self._store.ever_known(job_id)
+            if known is not None:
+                _check_same((owner, fingerprint), (known.owner, known.fingerprint))
+                connection.send({"r": request, **_answer_of(known)})
                 return
         if self._ledger.failure:
             raise self._ledger.refusal()
@@ -156,15 +158,16 @@ class Requests:
                 f"the supervisor was told to shut down (ShutdownWorker), takes no new job and leaves when the "
                 f"{len(self._jobs)} it has have ended: a worker that is started then takes jobs again"
             )
-        spec = JobSpec.from_json(frame.header["spec"])
-        check_spec(spec)
-        stdin, secrets = _stdin_and_secrets(frame)
+        if "spec_bytes" not in frame.header:  # it was thought to be there
+            raise JobNotFound
+        spec, text, rest = _spec_of(frame)
+        stdin, secrets = rest[: spec.stdin_size_bytes], rest[spec.stdin_size_bytes :]
         if [*SecretEnv.unpack(secrets)] != [*spec.secret_env]:
             raise InvalidArgument("secret_env", "its values are not those of its names")
         job = LiveJob(job_id, fingerprint, wall_ns(), owner)
         job.secrets = secrets
         job.waiting = [(connection, request, False)]
-        self._jobs.accept(job, spec, stdin)
+        self._jobs.accept(job, spec, stdin, text)
 
     def _join(self, job: LiveJob, connection: Connection, request: int) -> None:
         if job.waiting is not None:
@@ -175,7 +178,7 @@ class Requests:
     def _stop(self, connection: Connection, request: int, frame: frames.Frame) -> None:
         job = self._jobs.get(frame.header["id"])
         if job is None:
-            self._record(frame.header["id"])
+            self._on_record(frame.header["id"])
         elif job.state is not JobState.FINISHED:
             number, grace_s = _signal_of(frame.header), _grace_of(frame.header)
             self._jobs.stops.stop(job, number, grace_s)
@@ -183,7 +186,7 @@ class Requests:
 
     def _signal(self, connection: Connection, request: int, frame: frames.Frame) -> None:
         job = self._jobs.get(frame.header["id"])
-        state = job.state if job else self._record(frame.header["id"]).state
+        state = job.state if job else self._on_record(frame.header["id"]).state
         if job is None or state not in (JobState.RUNNING, JobState.STOPPING):
             raise PreconditionFailed(f"the job is {state.name}: only a running one can be signalled")
         number = _signal_of(frame.header)
@@ -210,7 +213,7 @@ class Requests:
 
     def _running(self, job_id: str, verb: str) -> LiveJob:
         job = self._jobs.get(job_id)
-        state = job.state if job else self._record(job_id).state
+        state = job.state if job else self._on_record(job_id).state
         if job is None or state is not JobState.RUNNING:
             raise PreconditionFailed(f"the job is {state.name}: only a running one can be {verb}")
         return job
@@ -223,7 +226,7 @@ class Requests:
         row = self._store.finished(job_id)
         if row is None:
             raise JobNotFound
-        self._jobs.retention.delete(row)
+        self._jobs.retention.delete(row, self._jobs.settings.keep_ids if frame.header.get("remember") else 0)
         self._ledger.then(partial(connection.send, {"r": request, "ok": {}}))
 
     def _status(self, connection: Connection, request: int, frame: frames.Frame) -> None:
@@ -252,18 +255,31 @@ class Requests:
 
     def _owner_of(self, job_id: str) -> str:
         live = self._jobs.get(job_id)
-        return live.owner if live else self._record(job_id).owner
+        return live.owner if live else self._on_record(job_id).owner
 
-    def _record(self, job_id: str) -> JobRecord:
-        record = self._store.get(job_id)
-        if record is None:
+    def _on_record(self, job_id: str) -> KnownJob:
+        known = self._store.known(job_id)
+        if known is None:
             raise JobNotFound
-        return record
+        return known
 
 
-def _stdin_and_secrets(frame: frames.Frame) -> tuple[bytes, bytes]:
-    stdin_size = int(frame.header["spec"].get("stdin_size_bytes", 0))
-    return frame.body[:stdin_size], frame.body[stdin_size:]
+def _spec_of(frame: frames.Frame) -> tuple[JobSpec, str, bytes]:
+    """The spec, its text, and what comes after that. Raises ValueError, TypeError, InvalidArgument."""
+    size = frame.header["spec_bytes"]
+    if not 0 <= size <= SPEC_MAX_BYTES:
+        raise InvalidArgument("spec_bytes", f"must be from 0 to {SPEC_MAX_BYTES}, not {size}")
+    text = frame.body[:size].decode("ascii")
+    spec = JobSpec.from_text(text)
+    check_spec(spec)
+    return spec, text, frame.body[size:]
+
+
+def _secrets_of(frame: frames.Frame) -> bytes:
+    if "spec_bytes" not in frame.header:
+        return frame.body
+    spec, _, rest = _spec_of(frame)
+    return rest[spec.stdin_size_bytes :]
 
 
 def _signal_of(header: dict[str, Any]) -> int | None:
@@ -298,8 +314,8 @@ def _check_same(asked: tuple[str, str], existing: tuple[str, str]) -> None:
         raise JobExists("job_id: belongs to a job with another spec: choose another id")
 
 
-def _answer_of(record: JobRecord) -> dict[str, Any]:
+def _answer_of(known: KnownJob) -> dict[str, Any]:
     """What a start is told of a job that is finished already: the same as the first one was."""
-    if record.outcome is Outcome.START_FAILED:
-        return {"error": PreconditionFailed.code, "text": record.reason}
-    return {"ok": {"state": int(record.state), "existed": True}}
+    if known.outcome is Outcome.START_FAILED:
+        return {"error": PreconditionFailed.code, "text": known.reason}
+    return {"ok": {"state": int(known.state), "existed": True}}

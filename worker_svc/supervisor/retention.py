@@ -127,13 +127,13 @@ class Retention:
     def on_deleted(self, stored_bytes: int) -> None:
         self._kept = Kept(self._kept.jobs - 1, self._kept.bytes - stored_bytes)
 
-    def delete(self, row: FinishedRow) -> None:
-        """The record goes with the next commit, its files after that."""
+    def delete(self, row: FinishedRow, keep_ids: int = 0) -> None:
+        """The record goes with the next commit, its files after that. `keep_ids` as Ledger.delete."""
         if row.job_id in self._doomed:  # asked for twice in one turn
             return
         self._doomed.add(row.job_id)
         self._ledger.then(lambda: self._doomed.discard(row.job_id))
-        self._ledger.delete(row.job_id)
+        self._ledger.delete(row.job_id, keep_ids)
         self.on_deleted(row.stored_bytes)
         for path in (output_path(self._state_dir, row.job_id), stderr_path(self._state_dir, row.job_id)):
             self._ledger.then(lambda path=path: self.janitor.remove(path))  # type: ignore[misc]
@@ -153,7 +153,7 @@ class Retention:
             oldest = [row for row in oldest if row.job_id not in self._doomed]
             gone = excess(self._kept, oldest, KeepLimits.from_settings(settings), time.time_ns())
             for row in gone:
-                self.delete(row)
+                self.delete(row, settings.keep_ids)
             is_more = any((len(gone) >= _JOBS_PER_STEP, self._drop_events(settings), self._sweep()))
         except (sqlite3.Error, OSError) as error:
             note("retention.failed", reason=str(error))
@@ -184,7 +184,7 @@ class Retention:
         return True
 
     def _has_record(self, job_id: str) -> bool:
-        return self._store.finished(job_id) is not None or self._store.get(job_id) is not None
+        return self._store.known(job_id) is not None
 
     def _drop_events(self, settings: Settings) -> bool:
         """Drops the oldest events beyond the number to keep, as far as they are logged. False: there are no more."""

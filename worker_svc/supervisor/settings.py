@@ -23,6 +23,8 @@ class Settings(NamedTuple):
     keep_jobs: int = 0
     keep_bytes: int = 0
     keep_events: int = 1_000_000
+    keep_ids: int = 0
+    """Of jobs that retention took."""
     on_reboot: str = "start"
 
     @classmethod

@@ -6,29 +6,37 @@ A commit is durable when it returns: WAL with synchronous=FULL fsyncs the log at
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from worker_svc.job import JobRecord, JobSpec, JobState, Transition
+from worker_svc.job import JobRecord, JobSpec, JobState, KnownJob, Outcome, Transition
 from worker_svc.supervisor.store_rows import (
     EVENT_COLUMNS,
+    EVER_KNOWN,
     INSERT_EVENT,
     IS_OWNED,
+    KNOWN,
     MIGRATIONS,
     RECORD_COLUMNS,
     SCHEMA,
     SCHEMA_VERSION,
+    SPEC_IN_ROW_MAX_BYTES,
+    SPEC_OF,
     STORE_NAME,
+    WHOLE_RECORD_COLUMNS,
     FinishedRow,
     LiveRow,
     StoreError,
+    known_from_row,
     record_from_row,
     storable,
     transition_from_row,
     uri_of,
 )
+
+if TYPE_CHECKING:
+    from worker_svc.supervisor.store_query import FoundJobs, JobQuery
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -44,7 +52,7 @@ __all__ = [
     "transition_from_row",
 ]
 
-_encode_json: Final = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
+_FINISHED: Final = ", ".join(FinishedRow._fields)
 
 
 class StoreReader:
@@ -68,47 +76,19 @@ class StoreReader:
     def close(self) -> None:
         self._db.close()
 
-    def get(self, job_id: str) -> JobRecord | None:
-        row = self._db.execute(f"SELECT {RECORD_COLUMNS} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
-        return record_from_row(row) if row else None
+    def get(self, job_id: str, *, whole: bool = False) -> JobRecord | None:
+        """Brief, if its spec is large, unless the whole is asked for."""
+        return _get(self._db, job_id, WHOLE_RECORD_COLUMNS if whole else RECORD_COLUMNS)
 
-    def find(
-        self,
-        *,
-        before_ordinal: int | None = None,
-        states: tuple[JobState, ...] = (),
-        labels: dict[str, str] | None = None,
-        accepted_since_ns: int | None = None,
-        accepted_before_ns: int | None = None,
-        owner: str | None = None,
-        limit: int,
-    ) -> list[JobRecord]:
-        """At most `limit` records that match, newest first, below `before_ordinal`."""
-        where: list[str] = ["1"]
-        values: list[Any] = []
-        if owner is not None:
-            where.append("owner = ?")
-            values.append(owner)
-        if before_ordinal is not None:
-            where.append("ordinal < ?")
-            values.append(before_ordinal)
-        if states:
-            where.append(f"state IN ({','.join('?' * len(states))})")
-            values.extend(int(state) for state in states)
-        for key, value in (labels or {}).items():
-            where.append("EXISTS (SELECT 1 FROM json_each(spec, '$.labels') WHERE key = ? AND value = ?)")
-            values.extend((key, value))
-        if accepted_since_ns is not None:
-            where.append("accepted_ns >= ?")
-            values.append(accepted_since_ns)
-        if accepted_before_ns is not None:
-            where.append("accepted_ns < ?")
-            values.append(accepted_before_ns)
-        rows = self._db.execute(
-            f"SELECT {RECORD_COLUMNS} FROM jobs WHERE {' AND '.join(where)} ORDER BY ordinal DESC LIMIT ?",
-            (*values, limit),
-        )
-        return [record_from_row(row) for row in rows]
+    def ever_known(self, job_id: str) -> KnownJob | None:
+        """Also if retention took it, and its id is remembered."""
+        return _known(self._db, EVER_KNOWN, job_id)
+
+    def find(self, query: JobQuery, below: int | None, limit: int, max_bytes: int, *, whole: bool = False) -> FoundJobs:
+        """The next jobs that match, newest first, below an ordinal: what is found with a bounded amount of work."""
+        from worker_svc.supervisor.store_query import find  # the supervisor has no need of it
+
+        return find(self._db, query, below, limit, max_bytes, whole=whole)
 
     def owner_of(self, job_id: str) -> str | None:
         """None: there is no such job."""
@@ -123,7 +103,7 @@ class StoreReader:
         """How many of its jobs run, and wait."""
         row = self._db.execute(
             "SELECT COUNT(*) FILTER (WHERE state > 1), COUNT(*) FILTER (WHERE state = 1) FROM jobs"
-            " WHERE state < 5 AND owner = ?",
+            " INDEXED BY jobs_live WHERE state < 5 AND owner = ?",
             (owner,),
         ).fetchone()
         return row[0], row[1]
@@ -132,8 +112,8 @@ class StoreReader:
         """How many finished jobs there are, and what their output takes on disk in bytes."""
         return _finished_totals(self._db, owner)
 
-    def oldest_finished(self, limit: int, skip: int, owner: str | None = None) -> list[FinishedRow]:
-        return _oldest_finished(self._db, limit, skip, owner)
+    def oldest_finished(self, limit: int, after: FinishedRow | None, owner: str | None = None) -> list[FinishedRow]:
+        return _oldest_finished(self._db, limit, after, owner)
 
     def sequence(self) -> int:
         """The latest sequence number given out."""
@@ -218,16 +198,31 @@ class JobStore:
         self._write("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def add_job(
-        self, job_id: str, spec: JobSpec, fingerprint: str, accepted_ns: int, stdin: bytes, owner: str = ""
+        self,
+        job_id: str,
+        spec: JobSpec,
+        fingerprint: str,
+        accepted_ns: int,
+        stdin: bytes,
+        owner: str = "",
+        text: str = "",
     ) -> int:
-        """Returns the job's ordinal. The row is complete with the first `add_transition`."""
+        """`text` is the spec's, where it is at hand. Returns the job's ordinal. The row is complete with the first
+        `add_transition`."""
+        whole = text or spec.to_text()
+        is_large = len(whole) > SPEC_IN_ROW_MAX_BYTES
+        in_row, spec_bytes = (spec.brief.to_text(), len(whole)) if is_large else (whole, 0)
         cursor = self._write(
-            "INSERT INTO jobs (job_id, spec, state, last_sequence, accepted_ns, fingerprint, owner)"
-            " VALUES (?,?,0,0,?,?,?)",
-            (job_id, _encode_json(spec.to_json()), accepted_ns, fingerprint, owner),
+            "INSERT INTO jobs (job_id, spec, spec_bytes, state, last_sequence, accepted_ns, fingerprint, owner)"
+            " VALUES (?,?,?,0,0,?,?,?)",
+            (job_id, in_row, spec_bytes, accepted_ns, fingerprint, owner),
         )
         ordinal = cursor.lastrowid
         assert ordinal is not None
+        if is_large:
+            self._write("INSERT INTO specs VALUES (?, ?)", (ordinal, whole))
+        for label in spec.labels.items():
+            self._write("INSERT INTO labels VALUES (?, ?, ?)", (ordinal, *label))
         if stdin:
             self._write("INSERT INTO stdin VALUES (?, ?)", (ordinal, stdin))
         return ordinal
@@ -254,18 +249,41 @@ class JobStore:
         )
 
     def get(self, job_id: str) -> JobRecord | None:
-        row = self._db.execute(f"SELECT {RECORD_COLUMNS} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
-        return record_from_row(row) if row else None
+        """Brief, if its spec is large."""
+        return _get(self._db, job_id, RECORD_COLUMNS)
+
+    def ever_known(self, job_id: str) -> KnownJob | None:
+        """Also if retention took it, and its id is remembered."""
+        return _known(self._db, EVER_KNOWN, job_id)
+
+    def known(self, job_id: str) -> KnownJob | None:
+        return _known(self._db, KNOWN, job_id)
 
     def spec_of(self, ordinal: int) -> JobSpec:
-        (text,) = self._db.execute("SELECT spec FROM jobs WHERE ordinal = ?", (ordinal,)).fetchone()
-        return JobSpec.from_json(json.loads(text))
+        (text,) = self._db.execute(SPEC_OF, (ordinal,)).fetchone()
+        return JobSpec.from_text(text)
 
     def stdin_of(self, ordinal: int) -> bytes:
         row = self._db.execute("SELECT content FROM stdin WHERE ordinal = ?", (ordinal,)).fetchone()
         return bytes(row[0]) if row else b""
 
-    def delete_job(self, job_id: str) -> None:
+    def delete_job(self, job_id: str, keep_ids: int = 0) -> None:
+        """With `keep_ids` its id is remembered, if a client chose it, and so many in all."""
+        if keep_ids:
+            # Of reasons, that of a failed start alone is told to who starts it again.
+            self._db.execute(
+                "INSERT OR REPLACE INTO forgotten (job_id, owner, fingerprint, outcome, reason)"
+                " SELECT job_id, owner, fingerprint, outcome, CASE outcome WHEN ? THEN reason ELSE '' END"
+                " FROM jobs WHERE job_id = ? AND fingerprint != ''",
+                (int(Outcome.START_FAILED), job_id),
+            )
+            self._db.execute(
+                "DELETE FROM forgotten WHERE number <= (SELECT MAX(number) FROM forgotten) - ?", (keep_ids,)
+            )
+        for table in ("specs", "labels"):
+            self._db.execute(
+                f"DELETE FROM {table} WHERE ordinal = (SELECT ordinal FROM jobs WHERE job_id = ?)", (job_id,)
+            )
         self._db.execute("DELETE FROM jobs WHERE job_id = ?", (job_id,))
 
     def drop_events(self, until_sequence: int) -> None:
@@ -280,12 +298,10 @@ class JobStore:
         return _finished_totals(self._db)
 
     def oldest_finished(self, limit: int) -> list[FinishedRow]:
-        return _oldest_finished(self._db, limit, 0)
+        return _oldest_finished(self._db, limit, None)
 
     def finished(self, job_id: str) -> FinishedRow | None:
-        row = self._db.execute(
-            "SELECT job_id, finished_ns, stored_bytes FROM jobs WHERE job_id = ? AND state = 5", (job_id,)
-        ).fetchone()
+        row = self._db.execute(f"SELECT {_FINISHED} FROM jobs WHERE job_id = ? AND state = 5", (job_id,)).fetchone()
         return FinishedRow(*row) if row else None
 
     def live(self) -> list[LiveRow]:
@@ -294,6 +310,16 @@ class JobStore:
             f"SELECT {', '.join(LiveRow._fields)} FROM jobs WHERE state < 5 ORDER BY ordinal"
         ).fetchall()
         return [LiveRow(row[0], row[1], JobState(row[2]), *row[3:]) for row in rows]
+
+
+def _get(db: sqlite3.Connection, job_id: str, columns: str) -> JobRecord | None:
+    row = db.execute(f"SELECT {columns} FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+    return record_from_row(row) if row else None
+
+
+def _known(db: sqlite3.Connection, query: str, job_id: str) -> KnownJob | None:
+    row = db.execute(query, {"job_id": job_id}).fetchone()
+    return known_from_row(row) if row else None
 
 
 def _of(owner: str | None) -> tuple[str, tuple[str, ...]]:
@@ -308,12 +334,16 @@ def _finished_totals(db: sqlite3.Connection, owner: str | None = None) -> tuple[
     return count, size
 
 
-def _oldest_finished(db: sqlite3.Connection, limit: int, skip: int, owner: str | None = None) -> list[FinishedRow]:
+def _oldest_finished(
+    db: sqlite3.Connection, limit: int, after: FinishedRow | None, owner: str | None = None
+) -> list[FinishedRow]:
     only, whose = _of(owner)
+    # The index alone finds where to go on: it has the ordinal, too.
+    place = (after.finished_ns, after.ordinal) if after else (0, 0)
     rows = db.execute(
-        f"SELECT job_id, finished_ns, stored_bytes FROM jobs WHERE state = 5{only}"
-        " ORDER BY finished_ns, ordinal LIMIT ? OFFSET ?",
-        (*whose, limit, skip),
+        f"SELECT {_FINISHED} FROM jobs WHERE state = 5 AND (finished_ns, ordinal) > (?, ?){only}"
+        " ORDER BY finished_ns, ordinal LIMIT ?",
+        (*place, *whose, limit),
     )
     return [FinishedRow(*row) for row in rows]
 

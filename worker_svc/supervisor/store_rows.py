@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Final, NamedTuple
 
-from worker_svc.job import JobRecord, JobSpec, JobState, Outcome, Transition, unicode_text
+from worker_svc.job import JobRecord, JobSpec, JobState, KnownJob, Outcome, Transition, unicode_text
 
 STORE_NAME: Final = "jobs.sqlite3"
 SCHEMA_VERSION: Final = 2
+# A spec that takes more than this is kept apart, so that rows stay small: of what changes often, and of what is listed.
+SPEC_IN_ROW_MAX_BYTES: Final = 4096
 
-# `ordinal` is the order of acceptance. Standard input lies apart, so that the rows stay small, and only until
-# the process has it. Events outlive the deletion of their job, so that their numbers have no gaps.
-SCHEMA: Final = """
+# `ordinal` is the order of acceptance. Where `spec_bytes` is not zero, `spec` is without args and env, and the whole,
+# of so many bytes, in `specs`. `forgotten` has ids of jobs that retention took, so that they do not run again. Standard
+# input lies apart too, and only until the process has it. Events outlive the deletion of their job, so that their
+# numbers have no gaps.
+_JOBS: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE jobs (
     ordinal INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -42,7 +45,8 @@ CREATE TABLE jobs (
     paused INTEGER NOT NULL DEFAULT 0,
     stuck TEXT NOT NULL DEFAULT '',
     owner TEXT NOT NULL DEFAULT '',
-    output_loss TEXT NOT NULL DEFAULT ''
+    output_loss TEXT NOT NULL DEFAULT '',
+    spec_bytes INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX jobs_live ON jobs (ordinal) WHERE state < 5;
 CREATE INDEX jobs_finished ON jobs (finished_ns) WHERE state = 5;
@@ -65,13 +69,52 @@ CREATE TABLE events (
     owner TEXT NOT NULL DEFAULT ''
 );
 """
+_BESIDE_JOBS: Final = """
+CREATE INDEX jobs_of_owner ON jobs (owner, ordinal);
+CREATE TABLE specs (ordinal INTEGER PRIMARY KEY, spec TEXT NOT NULL);
+CREATE TABLE labels (
+    ordinal INTEGER NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (ordinal, key)
+) WITHOUT ROWID;
+CREATE INDEX labels_found ON labels (key, value, ordinal);
+CREATE TABLE forgotten (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    job_id TEXT NOT NULL UNIQUE,
+    owner TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    outcome INTEGER NOT NULL,
+    reason TEXT NOT NULL
+);
+"""
+SCHEMA: Final = _JOBS + _BESIDE_JOBS
 # Entry N brings a store from schema N to N + 1.
 MIGRATIONS: Final[dict[int, str]] = {
-    1: "DROP INDEX jobs_owner; CREATE INDEX jobs_owner ON jobs (owner, job_id);"
-    "ALTER TABLE jobs ADD COLUMN output_loss TEXT NOT NULL DEFAULT '';"
+    1: f"""
+DROP INDEX jobs_owner;
+CREATE INDEX jobs_owner ON jobs (owner, job_id);
+ALTER TABLE jobs ADD COLUMN output_loss TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs ADD COLUMN spec_bytes INTEGER NOT NULL DEFAULT 0;
+{_BESIDE_JOBS}
+INSERT INTO labels SELECT ordinal, key, value FROM jobs, json_each(jobs.spec, '$.labels');
+INSERT INTO specs SELECT ordinal, spec FROM jobs WHERE length(spec) > {SPEC_IN_ROW_MAX_BYTES};
+UPDATE jobs SET spec_bytes = length(spec), spec = json_remove(spec, '$.args', '$.env')
+    WHERE length(spec) > {SPEC_IN_ROW_MAX_BYTES};
+"""
 }
 
-RECORD_COLUMNS: Final = ", ".join(JobRecord._fields)
+_WHOLE_SPEC: Final = "COALESCE((SELECT specs.spec FROM specs WHERE specs.ordinal = jobs.ordinal), jobs.spec)"
+
+
+def _columns(**special: str) -> str:
+    return ", ".join(special.get(name, name) for name in JobRecord._fields)
+
+
+RECORD_COLUMNS: Final = _columns(is_brief="spec_bytes > 0")
+WHOLE_RECORD_COLUMNS: Final = _columns(spec=_WHOLE_SPEC, is_brief="0")
+SPEC_OF: Final = f"SELECT {_WHOLE_SPEC} FROM jobs WHERE ordinal = ?"
+KNOWN: Final = "SELECT owner, fingerprint, state, outcome, reason FROM jobs WHERE job_id = :job_id"
+EVER_KNOWN: Final = (
+    f"{KNOWN} UNION ALL SELECT owner, fingerprint, 5, outcome, reason FROM forgotten WHERE job_id = :job_id"
+)
 EVENT_COLUMNS: Final = (
     "sequence, job_id, at_ns, from_state, to_state, pid, outcome, exit_code, signal, reason, queued_ns, wall_ns, "
     "cpu_ns, owner"
@@ -103,6 +146,7 @@ class LiveRow(NamedTuple):
 class FinishedRow(NamedTuple):
     """Of a finished job: what retention must know. `stored_bytes` is what its output takes on disk."""
 
+    ordinal: int
     job_id: str
     finished_ns: int
     stored_bytes: int
@@ -132,7 +176,7 @@ def record_from_row(row: tuple[Any, ...]) -> JobRecord:
     return JobRecord(
         ordinal,
         job_id,
-        JobSpec.from_json(json.loads(spec)),
+        JobSpec.from_text(spec),
         JobState(state),
         last_sequence,
         accepted_ns,
@@ -140,6 +184,11 @@ def record_from_row(row: tuple[Any, ...]) -> JobRecord:
         Outcome(outcome),
         *rest,
     )
+
+
+def known_from_row(row: tuple[Any, ...]) -> KnownJob:
+    owner, fingerprint, state, outcome, reason = row
+    return KnownJob(owner, fingerprint, JobState(state), Outcome(outcome), reason)
 
 
 def transition_from_row(row: tuple[Any, ...]) -> Transition:

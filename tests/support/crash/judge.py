@@ -47,8 +47,9 @@ def judge(
     """Both have left. Each list is empty if all is well."""
     verdict = Verdict([], [], [], [], 0)
     with worker.reader() as reader:
-        records = {record.job_id: record for record in reader.find(limit=1_000_000)}
         events = reader.events(0, 1_000_000)
+        found = {job_id: reader.get(job_id) for job_id in {event.job_id for event in events}}
+    records = {job_id: record for job_id, record in found.items() if record is not None}
     by_job: dict[str, list[Transition]] = defaultdict(list)
     for event in events:
         by_job[event.job_id].append(event)

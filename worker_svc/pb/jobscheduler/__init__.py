@@ -127,6 +127,20 @@ class Outcome(betterproto.Enum):
     """
 
 
+class JobView(betterproto.Enum):
+    UNSPECIFIED = 0
+    """
+    All, but no `spec.args` and `spec.env` of a job whose spec takes more than 4096 bytes as recorded: `left_out` then
+     names those two. Ask for JOB_VIEW_FULL, or for the one job by QueryJob, to have them.
+    """
+
+    NO_SPEC = 1
+    """No `spec` at all; `left_out` names it."""
+
+    FULL = 2
+    """All there is."""
+
+
 class OutputStream(betterproto.Enum):
     UNSPECIFIED = 0
     """
@@ -146,6 +160,11 @@ class OutputStream(betterproto.Enum):
 
 @dataclass(eq=False, repr=False)
 class StartJobReq(betterproto.Message):
+    """
+    All of it but stdin must take at most 3 MiB as JSON in ASCII, as it is recorded, where a character beyond ASCII takes 6
+     or 12 bytes: INVALID_ARGUMENT names the largest field. Every answer about one job is so below 4 MiB.
+    """
+
     command: str = betterproto.string_field(1)
     """
     What to execute: a path, or a name looked up in the job's PATH (1024 directories at most). Required.
@@ -206,9 +225,12 @@ class StartJobReq(betterproto.Message):
 
     job_id: str = betterproto.string_field(19)
     """
-    Chosen by the client, it makes the start idempotent: the same id with the same spec answers with the job that
-     exists, with another spec ALREADY_EXISTS. Letters, digits, '.', '_' and '-', at most 128, starting with a letter
-     or digit. Empty: the worker assigns a UUID.
+    Chosen by the client, it makes the start idempotent: the same request again, with the same id and from the same
+     identity, is answered with the job that exists, and another one with ALREADY_EXISTS. The same request is one whose
+     fields have the same values, whatever the worker's defaults, policy and files are by then: nothing of them is looked
+     at again. That holds after the job is gone, too, if retention or PruneJobs took it: such ids are remembered, the
+     latest `retention.max_ids` of them; the answer is then FINISHED. DeleteJob sets the id free at once.
+     Letters, digits, '.', '_' and '-', at most 128, starting with a letter or digit. Empty: the worker assigns a UUID.
     """
 
     output_max_bytes: Optional[int] = betterproto.uint64_field(20, optional=True)
@@ -513,6 +535,12 @@ class Job(betterproto.Message):
     What is known to be lost of the output, but for what its cap dropped: "11 bytes were truncated". Usually empty.
     """
 
+    left_out: List[str] = betterproto.string_field(33)
+    """
+    What of it is not told here although there is some: "spec", "spec.args", "spec.env". QueryJob and WaitJob leave
+     nothing out, unless what is to be masked makes an answer larger than 4 MiB; of ListJobs see `view`.
+    """
+
 
 @dataclass(eq=False, repr=False)
 class JobSpec(betterproto.Message):
@@ -563,24 +591,33 @@ class ListJobsReq(betterproto.Message):
     labels: Dict[str, str] = betterproto.map_field(
         11, betterproto.TYPE_STRING, betterproto.TYPE_STRING
     )
-    """Only jobs that carry all of these labels."""
+    """Only jobs that carry all of these labels, at most 64."""
 
     accepted_since: Optional[datetime] = betterproto.message_field(12, optional=True)
     """Only jobs accepted at or after, and before."""
 
     accepted_before: Optional[datetime] = betterproto.message_field(13, optional=True)
     page_size: int = betterproto.int32_field(14)
-    """At most 1000; zero: 100."""
+    """
+    At most 1000; zero: 100. A page can have fewer jobs, even none, and not be the last one: it ends before it is larger
+     than 2 MiB (but for a single job's), and when the worker has looked at some 300,000 jobs, or fewer with several labels,
+     without filling it.
+    """
 
     page_token: str = betterproto.string_field(15)
-    """From the page before; empty: the first page."""
+    """
+    From the page before; empty: the first page. All else must be as it was.
+    """
+
+    view: "JobView" = betterproto.enum_field(16)
+    """How much is told of each job."""
 
 
 @dataclass(eq=False, repr=False)
 class ListJobsRes(betterproto.Message):
     jobs: List["Job"] = betterproto.message_field(10)
     next_page_token: str = betterproto.string_field(11)
-    """Empty on the last page."""
+    """Empty on the last page, and only there: go on until it is."""
 
 
 @dataclass(eq=False, repr=False)
