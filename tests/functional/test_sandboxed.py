@@ -101,6 +101,34 @@ def test_paths_of_the_house_are_refused(supervisor: SupervisorProcess) -> None:
         for field in ("read_only_paths", "read_write_paths"):
             for inside in ("", "/output", "/./output/../output"):
                 path = f"{supervisor.path}{inside}"
+                said = rf"sandbox\.{field}: entry 1 is in the worker's state directory"
                 job_id = f"j-{field}-{len(inside)}"
-                with pytest.raises(Refused, match=rf"sandbox\.{field}: {path} is in the worker's state directory"):
-                    supervisor.run(job_id, ["true"], sandbox={field: [path]})
+                with pytest.raises(Refused, match=said):
+                    supervisor.run(job_id, ["true"], sandbox={field: ["/usr", path]})
+
+
+@pytest.mark.skipif(landlock_abi() < 3, reason="there is no Landlock with ABI 3 (Linux 6.2)")
+@pytest.mark.parametrize("spawner", [NATIVE, PYTHON])
+def test_no_link_that_a_job_has_made_widens_the_next_ones_sandbox(tmp_path: Path, spawner: str) -> None:
+    if spawner == NATIVE != IMPLEMENTATION:
+        pytest.skip("the native spawner is not built: python setup.py build_ext --inplace")
+    work = tmp_path / "work"
+    (work / "tools" / "bin").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(work)  # the administrator's, in reach of no job
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    for writable in (work, tmp_path / "link"):
+        supervisor = SupervisorProcess(tmp_path / f"state-{writable.name}")
+        supervisor.options = ("--spawner", spawner)
+        sandbox = {"read_only_paths": [*PATHS, f"{writable}/tools/bin"], "read_write_paths": [str(writable)]}
+        with supervisor:
+            swap = f"cd {writable} && ls tools/bin && mv tools old && ln -s {secret.parent} tools"
+            ended = supervisor.finish("swaps", ["sh", "-c", swap], sandbox=sandbox)
+            assert ended.outcome is Outcome.SUCCEEDED, supervisor.output("swaps")
+            (tmp_path / "bin").mkdir(exist_ok=True)
+            with pytest.raises(
+                Refused, match=r"sandbox\.read_only_paths: entry \d+: .*symbolic link below a path that jobs"
+            ):
+                supervisor.run("next", ["cat", str(secret)], sandbox=sandbox)
+        (work / "tools").unlink()
+        (work / "old").rename(work / "tools")

@@ -15,7 +15,7 @@ import pytest
 from tests.support.spawning import PATH, Launchpad, skip_unless_built
 from worker_svc.config import ConfigError, JobsConfig, PolicyConfig, SandboxConfig, Variables, load_config
 from worker_svc.config.policy_rules import RulesTable
-from worker_svc.job import Identity, JobSpec, Limits, OutputPolicy, Sandbox
+from worker_svc.job import CheckedFile, Identity, JobSpec, Limits, OutputPolicy, Sandbox
 from worker_svc.policy import DEFAULT_RULE, CommandPolicy
 from worker_svc.policy.command_policy import Judged
 from worker_svc.supervisor.spawn import NATIVE, PYTHON, SpawnFailed
@@ -429,7 +429,9 @@ def test_where_a_job_may_run(jobs: Path, tmp_path: Path) -> None:
     for cwd, real in {jobs: jobs, jobs / "below": jobs / "below", evil / "link": jobs / "below"}.items():
         # Of the program nothing is asked: it is not even looked for.
         judged = judge(JobSpec("no-such-program", cwd=str(cwd)), **rules)
-        assert (judged.decision, judged.problem, judged.checked) == ((True, rule, ""), "", ())
+        assert (judged.decision, judged.problem) == ((True, rule, ""), "")
+        found = real.stat()
+        assert judged.checked == (CheckedFile("cwd", str(real), found.st_dev, found.st_ino, 0),)
         assert judged.cwd == str(real)
     for cwd in (evil, jobs / "link", jobs / ".." / "outside", jobs.parent, Path("/"), Path(f"{jobs}-evil")):
         assert denial(JobSpec("true", cwd=str(cwd)), **rules)[0] == "policy.submitter.allow_cwd"
@@ -598,7 +600,7 @@ def run(pad: Launchpad, spec: JobSpec, judged: Judged, between: Callable[[], obj
     assert judged.decision.allowed, judged.decision
     assert not judged.problem
     checked = spec._replace(checked=judged.checked)
-    plan = pad.plan(*checked.checked_argv, checked=checked.checked, cwd=spec.cwd or "/")
+    plan = pad.plan(*checked.checked_argv, checked=checked.checked, cwd=spec.cwd or "/", identity=spec.identity)
     between()
     ended = pad.run_plan(plan)
     return ended.exit_code, ended.output
@@ -664,6 +666,47 @@ def test_what_changes_between_check_and_exec_is_not_run(
     why = "no such file" if how == "removed" else "changed or replaced"
     with pytest.raises(SpawnFailed, match=f"^{what}: {file}.*{why}"):
         run(pad, spec, judged, change)
+
+
+@pytest.mark.parametrize("how", ["link", "another directory", "moved, and a link to it", "moved below", "removed"])
+def test_where_it_was_to_run_and_what_is_there_by_then(pad: Launchpad, jobs: Path, how: str) -> None:
+    at = jobs / "above" / "at"
+    at.mkdir(parents=True)
+    spec = JobSpec("pwd", args=("-P",), cwd=str(at))
+    judged = judge(spec, allow_cwd=[str(jobs / "above")])
+
+    def change() -> None:
+        match how:
+            case "link":
+                at.rename(jobs / "old")
+                at.symlink_to("/etc")
+            case "another directory":
+                at.rename(jobs / "old")
+                at.mkdir()
+            case "moved, and a link to it":
+                at.rename(jobs / "old")
+                at.symlink_to(jobs / "old")
+            case "moved below":
+                at.parent.rename(jobs / "old")
+                at.parent.symlink_to(jobs / "old")
+            case "removed":
+                shutil.rmtree(at)
+
+    assert run(pad, spec, judged) == (0, f"{at}\n")
+    assert run(pad, spec, judged, (at / "new").touch) == (0, f"{at}\n")
+    why = "no such file" if how == "removed" else "was moved or replaced after the worker's policy allowed it"
+    with pytest.raises(SpawnFailed, match=rf"^cwd: {at}.* ?{why}"):
+        run(pad, spec, judged, change)
+
+
+def test_a_directory_that_its_user_cannot_enter_is_none(pad: Launchpad, jobs: Path) -> None:
+    """That it was opened by who may is no way in."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    jobs.chmod(0o700)
+    spec = JobSpec("pwd", cwd=str(jobs), identity=Identity("nobody"))
+    with pytest.raises(SpawnFailed, match="permission denied"):
+        run(pad, spec, judge(spec, allow_cwd=[str(jobs)], allow_users=["nobody"]))
 
 
 def test_a_file_that_others_link_to_meanwhile_is_not_run(pad: Launchpad, jobs: Path, tmp_path: Path) -> None:

@@ -78,16 +78,17 @@ class LeaderExit(IntEnum):
 
 
 class CheckedFile(NamedTuple):
-    """A file that the policy has looked at: this one is run, or none."""
+    """A file that the policy has looked at: this one is run (or run in), or none."""
 
     field: str
-    """`command`, or `path`: the script, which is the first argument."""
+    """`command`; `path`, the script, which is the first argument; or `cwd`, the directory."""
     path: str
     """Its real one, without symbolic links."""
     device: int
     inode: int
     changed_ns: int
-    """Its ctime: of a file that is written to, or linked to, it moves."""
+    """Its ctime: of a file that is written to, or linked to, it moves. 0 of a directory, in which each new file moves
+    it."""
 
 
 class JobSpec(NamedTuple):

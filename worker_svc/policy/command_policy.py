@@ -30,8 +30,8 @@ class Judged(NamedTuple):
 
     @property
     def checked(self) -> tuple[CheckedFile, ...]:
-        """The files that were decided about: those, and no others, are to be run."""
-        found = (("command", self.files.command), ("path", self.files.script))
+        """The files that were decided about: those, and no others, are to be run, and there."""
+        found = (("command", self.files.command), ("path", self.files.script), ("cwd", self.files.cwd))
         return tuple(file.checked(field) for field, file in found if file is not None and not file.problem)
 
     @property

@@ -32,7 +32,7 @@ class Found(NamedTuple):
     """Why it cannot be used; empty: it can."""
 
     def checked(self, field: str) -> CheckedFile:
-        return CheckedFile(field, self.path, self.device, self.inode, self.changed_ns)
+        return CheckedFile(field, self.path, self.device, self.inode, 0 if field == "cwd" else self.changed_ns)
 
 
 def find_command(command: str, search: str | None, cwd: str) -> Found:

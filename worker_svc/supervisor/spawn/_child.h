@@ -18,6 +18,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/sched.h>
 #include <net/if.h>
 #include <sched.h>
@@ -27,6 +28,7 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <time.h>
@@ -38,6 +40,9 @@ struct request;
 /* Newer than some headers that we build with. The numbers are the same on every architecture (since Linux 5.0). */
 #ifndef SYS_close_range
 #define SYS_close_range 436
+#endif
+#ifndef SYS_openat2
+#define SYS_openat2 437
 #endif
 #ifndef SYS_landlock_create_ruleset
 #define SYS_landlock_create_ruleset 444
@@ -78,6 +83,8 @@ struct request {
 /* linux/landlock.h may be too old or missing where we are built. */
 struct landlock_ruleset { uint64_t handled_access_fs, handled_access_net, scoped; };
 struct landlock_path { uint64_t allowed_access; int32_t parent_fd; } __attribute__((packed));
+struct open_how { uint64_t flags, mode, resolve; };
+enum { RESOLVE_NO_SYMLINKS = 4 };
 struct kernel_sigaction { void *handler; unsigned long flags; void *restorer; uint64_t mask; };
 struct linux_dirent { uint64_t ino; int64_t off; unsigned short size; unsigned char type; char name[]; };
 
@@ -246,9 +253,11 @@ static long child_landlock(const struct step *step, long *ruleset_fd, uint64_t *
     return *ruleset_fd < 0 ? *ruleset_fd : 0;
 }
 
-static long child_landlock_rule(long ruleset, uint64_t handled, bool writable, const char *path)
+static long child_landlock_rule(long ruleset, uint64_t handled, bool writable, bool no_links, const char *path)
 {
-    long fd = RAW(SYS_openat, AT_FDCWD, path, O_PATH | O_CLOEXEC, 0, 0);
+    struct open_how how = {O_PATH | O_CLOEXEC, 0, RESOLVE_NO_SYMLINKS};
+    long fd = no_links ? RAW(SYS_openat2, AT_FDCWD, path, &how, sizeof how, 0)
+                       : RAW(SYS_openat, AT_FDCWD, path, O_PATH | O_CLOEXEC, 0, 0);
     if (fd < 0)
         return fd;
     struct landlock_path rule = {writable ? handled : LANDLOCK_READ, (int32_t)fd};
@@ -259,6 +268,27 @@ static long child_landlock_rule(long ruleset, uint64_t handled, bool writable, c
     }
     RAW(SYS_close, fd, 0, 0, 0, 0);
     return result;
+}
+
+/* By its path, as chdir(2) does it for this user. Then we are there for good, and see where that is: `inode` 0, or the
+ * very directory that was meant, under the very path. */
+static long child_chdir(const char *path, uint64_t device, uint64_t inode)
+{
+    long result = RAW(SYS_chdir, path, 0, 0, 0, 0);
+    if (result < 0 || !inode)
+        return result;
+    struct stat found;
+    result = RAW(SYS_newfstatat, AT_FDCWD, ".", &found, 0, 0);
+    if (result < 0)
+        return result;
+    char now[PATH_MAX];
+    long size = RAW(SYS_getcwd, now, sizeof now, 0, 0, 0);
+    if (size < 0)
+        return size;
+    bool is_same = found.st_dev == device && found.st_ino == inode;
+    for (long i = 0; i < size && is_same; i++)
+        is_same = now[i] == path[i];
+    return is_same ? 0 : -ESTALE;
 }
 
 static long child_step(const struct step *step, long *ruleset, uint64_t *handled)
@@ -296,13 +326,13 @@ static long child_step(const struct step *step, long *ruleset, uint64_t *handled
     case OP_CLEAR_AMBIENT:
         return RAW(SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
     case OP_CHDIR:
-        return RAW(SYS_chdir, step->data, 0, 0, 0, 0);
+        return child_chdir(step->data, (uint64_t)step->a, (uint64_t)step->b);
     case OP_NO_NEW_PRIVS:
         return RAW(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     case OP_LANDLOCK:
         return child_landlock(step, ruleset, handled);
     case OP_LANDLOCK_RULE:
-        return child_landlock_rule(*ruleset, *handled, step->a != 0, step->data);
+        return child_landlock_rule(*ruleset, *handled, step->a != 0, step->b != 0, step->data);
     case OP_LANDLOCK_ENFORCE:
         return *ruleset < 0 ? 0 : RAW(SYS_landlock_restrict_self, *ruleset, 0, 0, 0, 0);
     }

@@ -58,6 +58,8 @@ def _step_problem(plan: LaunchPlan, program: Program, failed: int, number: int) 
         return "running as another user or group needs root (CAP_SETUID and CAP_SETGID)"
     if op == Op.LANDLOCK and number in (errno.ENOSYS, errno.EOPNOTSUPP):
         return f"needs Landlock with ABI {LANDLOCK_ABI_MIN} (Linux 6.2), which this kernel does not offer"
+    if op == Op.LANDLOCK_RULE and number == errno.ELOOP:
+        return "is, or goes by, a symbolic link below a path that jobs may change: one of them could have made it"
     if op == Op.LANDLOCK_RULE:
         return words.lower()
     if op == Op.LANDLOCK_ENFORCE and number == errno.EPERM:
@@ -105,6 +107,8 @@ def _sandbox_hint(plan: LaunchPlan, number: int) -> str:
 def _cwd_problem(plan: LaunchPlan, number: int) -> str:
     if number == errno.ENOTDIR:
         return f"{name_of(plan.cwd)} is not a directory"
+    if number == errno.ESTALE:
+        return f"{name_of(plan.cwd)} was moved or replaced after the worker's policy allowed it: start the job again"
     return f"{name_of(plan.cwd)}: {os.strerror(number).lower()}{_sandbox_hint(plan, number)}"
 
 

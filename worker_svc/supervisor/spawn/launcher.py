@@ -23,7 +23,7 @@ CLONE_NEWUSER = 0x10000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_SLAVE = 1, 2, 4, 8, 16384, 1 << 19
 PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 PRLIMIT_ARGUMENTS = (ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
+OPENAT2, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 437, 444, 445, 446
 LANDLOCK_READ, LANDLOCK_FILE = 1 << 0 | 1 << 2 | 1 << 3, 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15 | 1 << 16
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -121,8 +121,12 @@ def landlock(a: int, b: int, c: int, data: bytes) -> None:
     ruleset = check(libc.syscall(LANDLOCK_CREATE, attributes, number(len(attributes)), 0))
 
 
-def landlock_rule(writable: int, b: int, c: int, data: bytes) -> None:
-    fd = os.open(data, os.O_PATH | os.O_CLOEXEC)
+def landlock_rule(writable: int, no_links: int, c: int, data: bytes) -> None:
+    if no_links:
+        how = b"".join(field.to_bytes(8, sys.byteorder) for field in (os.O_PATH | os.O_CLOEXEC, 0, 4))
+        fd = check(libc.syscall(OPENAT2, -100, data, how, number(len(how))))  # AT_FDCWD, RESOLVE_NO_SYMLINKS
+    else:
+        fd = os.open(data, os.O_PATH | os.O_CLOEXEC)
     rights = handled if writable else LANDLOCK_READ
     try:
         if landlock_add(fd, rights) < 0:
@@ -136,6 +140,14 @@ def landlock_rule(writable: int, b: int, c: int, data: bytes) -> None:
 def landlock_add(fd: int, rights: int) -> int:
     rule = rights.to_bytes(8, sys.byteorder) + fd.to_bytes(4, sys.byteorder)
     return int(libc.syscall(LANDLOCK_ADD, ruleset, 1, rule, 0))
+
+
+def change_directory(device: int, inode: int, c: int, path: bytes) -> None:
+    os.chdir(path)
+    if inode:
+        found = os.stat(".")
+        if (found.st_dev, found.st_ino) != (device, inode % 2**64) or os.getcwdb() != path:
+            raise OSError(errno.ESTALE, "")
 
 
 def gids_of(data: bytes) -> list[int]:
@@ -155,7 +167,7 @@ STEPS: dict[int, Callable[[int, int, int, bytes], object]] = {
     10: lambda a, b, c, data: os.setresgid(a, a, a),
     11: lambda a, b, c, data: os.setresuid(a, a, a),
     12: lambda a, b, c, data: check(libc.prctl(PR_CAP_AMBIENT, *map(number, (PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)))),
-    13: lambda a, b, c, data: os.chdir(data),
+    13: change_directory,
     14: lambda a, b, c, data: check(libc.prctl(PR_SET_NO_NEW_PRIVS, *map(number, (1, 0, 0, 0)))),
     15: landlock,
     16: landlock_rule,

@@ -120,6 +120,8 @@ class Files:
         """The program itself, where it was checked; -1: it goes by its name."""
         try:
             for file in plan.checked:
+                if file.field == "cwd":  # the child looks, once it is there
+                    continue
                 fd = self._keep(_open_checked(file))
                 self.program = fd if file.field == "command" else self.program
             self.stdin = self._keep(_stdin_fd(plan.stdin))

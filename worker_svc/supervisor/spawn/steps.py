@@ -91,8 +91,8 @@ class Program(NamedTuple):
         if "oom_score_adj" in self.inherited:
             put_back.add("limits.oom_score_adj")
         return all(
-            op in (Op.CHDIR, Op.NO_NEW_PRIVS) or field in put_back
-            for (op, *_), field in zip(self.steps, self.fields, strict=True)
+            op == Op.NO_NEW_PRIVS or (op == Op.CHDIR and not inode) or field in put_back
+            for (op, _, inode, *_), field in zip(self.steps, self.fields, strict=True)
         )
 
 
@@ -122,7 +122,7 @@ def program_of(plan: LaunchPlan) -> Program:
         *_landlock_steps(plan),
         *_rlimit_steps(plan),
         *(_identity_steps(plan, ids) if ids is not None else ()),
-        ("cwd", _step(Op.CHDIR, data=os.fsencode(plan.cwd or "/"))),
+        ("cwd", _cwd_step(plan)),
     ]
     if plan.identity.no_new_privs:
         named.append(("identity.no_new_privs", _step(Op.NO_NEW_PRIVS)))
@@ -134,6 +134,15 @@ def program_of(plan: LaunchPlan) -> Program:
 
 def _step(op: Op, a: int = 0, b: int = 0, c: int = 0, data: bytes = b"") -> Step:
     return int(op), a, b, c, data
+
+
+def _cwd_step(plan: LaunchPlan) -> Step:
+    """What a policy has checked has to be there still, by this path and no link."""
+    checked = next((file for file in plan.checked if file.field == "cwd"), None)
+    if checked is None:
+        return _step(Op.CHDIR, data=os.fsencode(plan.cwd or "/"))
+    inode = checked.inode if checked.inode < 2**63 else checked.inode - 2**64
+    return _step(Op.CHDIR, checked.device, inode, data=os.fsencode(checked.path))
 
 
 _Named = list[tuple[str, Step]]
@@ -217,18 +226,28 @@ def _landlock_steps(plan: LaunchPlan) -> _Named:
         ("sandbox.private_tmp", 1, ("/tmp",) if sandbox.private_tmp else ()),  # noqa: S108 - it is about that one
     ):
         named += [
-            (f"{field}: entry {index}", _step(Op.LANDLOCK_RULE, writable, data=os.fsencode(path)))
+            (f"{field}: entry {index}", _rule_step(path, writable, sandbox.read_write_paths))
             for index, path in enumerate(paths)
         ]
     return named
 
 
+def _rule_step(path: str, writable: int, writable_paths: tuple[str, ...]) -> Step:
+    """Below a path that jobs may change no link is followed: it could be one that an earlier job has made."""
+    for above in writable_paths:
+        below = path.removeprefix(f"{above.rstrip('/')}/")
+        if below not in (path, ""):
+            whole = os.path.join(os.path.realpath(above), below)
+            return _step(Op.LANDLOCK_RULE, writable, 1, data=os.fsencode(whole))
+    return _step(Op.LANDLOCK_RULE, writable, data=os.fsencode(path))
+
+
 def _refuse_hidden(plan: LaunchPlan) -> None:
     """Raises SpawnFailed for paths that would open what is to be out of reach."""
     for field in ("read_only_paths", "read_write_paths"):
-        for path in getattr(plan.sandbox, field):
+        for index, path in enumerate(getattr(plan.sandbox, field)):
             if plan.hidden and f"{os.path.realpath(path)}/".startswith(f"{plan.hidden}/"):
-                raise SpawnFailed(f"sandbox.{field}: {path} is in the worker's state directory: name another")
+                raise SpawnFailed(f"sandbox.{field}: entry {index} is in the worker's state directory: name another")
 
 
 def _identity_steps(plan: LaunchPlan, ids: Ids) -> _Named:
