@@ -609,9 +609,10 @@ def test_files_are_not_removed_for_want_of_the_store(state: Path) -> None:
     """Who loses the store shall not lose the output with it."""
     (state / "output").mkdir(parents=True)
     (state / "output" / "precious.out").write_text("x")
-    with SupervisorProcess(state) as supervisor:
-        supervisor.finish("j", programs.TRUE)
-        assert files(state) == {"precious.out", "j.out"}
+    process, said = SupervisorProcess(state).spawn()
+    assert process.wait(PATIENCE_S) == 1
+    assert "is missing, though there were jobs here (output/)" in said
+    assert files(state) == {"precious.out"}
 
 
 # Floors

@@ -97,6 +97,19 @@ def test_a_store_that_is_gone_is_not_made_anew(supervisor: SupervisorProcess, is
     assert supervisor.record("j").outcome is Outcome.SUCCEEDED
 
 
+def test_a_store_that_is_removed_in_use_takes_no_job(supervisor: SupervisorProcess, tmp_path: Path) -> None:
+    supervisor.run("j", programs.until_exists(tmp_path / "go", 3))
+    store = supervisor.path / STORE_NAME
+    store.rename(tmp_path / STORE_NAME)
+    with pytest.raises(Refused, match=f"disk: {store}: no such file or directory: no job can be recorded") as caught:
+        supervisor.run("k", programs.TRUE)
+    assert caught.value.code == "unavailable"
+    (tmp_path / STORE_NAME).rename(store)
+    (tmp_path / "go").touch()
+    assert supervisor.wait_finished("j").exit_code == 3
+    assert supervisor.finish("k", programs.TRUE).outcome is Outcome.SUCCEEDED
+
+
 def test_a_start_that_ended_half_way_is_no_store(tmp_path: Path) -> None:
     state = tmp_path / "state"
     (state / OUTPUT_NAME).mkdir(parents=True, mode=0o700)
@@ -123,7 +136,6 @@ def test_a_second_worker(supervisor: SupervisorProcess) -> None:
     os.waitpid(child, 0)
     os.close(writer)
     with open(reader) as said:
-        assert said.read() == (
-            f"second_worker: state.dir: is in use by another worker (pid {os.getpid()}): end that one, or set another"
-        )
+        whose = f"{supervisor.path} is in use by another worker (pid {os.getpid()})"
+        assert said.read() == f"second_worker: state.dir: {whose}: end that one, or set another"
     first.close()

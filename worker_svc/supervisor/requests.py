@@ -105,7 +105,8 @@ class Requests:
         if header.get("exclusive"):
             other = self._worker
             if other is not None and other.pid != connection.pid and not other.is_hung_up():
-                text = f"state.dir: is in use by another worker (pid {other.pid}): end that one, or set another"
+                whose = f"{self._jobs.state_dir} is in use by another worker (pid {other.pid})"
+                text = f"state.dir: {whose}: end that one, or set another"
                 note("connection.refused", reason=text)
                 connection.send({"r": request, "error": SECOND_WORKER, "text": text})
                 return

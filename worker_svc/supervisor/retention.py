@@ -11,11 +11,11 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from worker_svc import frames
-from worker_svc.job import ResourceExhausted
+from worker_svc.job import ResourceExhausted, Unavailable
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.ledger import Ledger
 from worker_svc.supervisor.settings import Settings
-from worker_svc.supervisor.store import FinishedRow, JobStore, output_path, stderr_path
+from worker_svc.supervisor.store import STORE_NAME, FinishedRow, JobStore, output_path, stderr_path
 from worker_svc.supervisor.threads import start_thread
 
 # A step deletes this much at most, between two turns of the loop: a few milliseconds.
@@ -216,11 +216,13 @@ def _names(folder: str) -> Iterator[str]:
 
 
 def check_floor(state_dir: str, settings: Settings) -> None:
-    """Raises ResourceExhausted if the file system of the state directory is too full for another job."""
+    """Raises ResourceExhausted if the file system of the state directory is too full for another job, and Unavailable
+    if the store was removed: what would be written to it then is gone with us."""
+    store = f"{state_dir}/{STORE_NAME}"
     try:
-        found = os.statvfs(state_dir)
+        found = os.statvfs(store)
     except OSError as error:
-        raise ResourceExhausted(f"disk: {state_dir}: {error.strerror}") from error
+        raise Unavailable(f"disk: {store}: {(error.strerror or '').lower()}: no job can be recorded") from error
     free_bytes = found.f_bavail * found.f_frsize
     # Some file systems (ramfs, some of FUSE) count nothing.
     if found.f_blocks and free_bytes < settings.min_free_bytes:
