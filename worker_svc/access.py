@@ -66,6 +66,8 @@ class Rpc(NamedTuple):
     admin: Verdict
     scope: Scope
     mutates: bool = False
+    makes_room: bool = False
+    """What it does helps where the disk is full."""
 
     def verdict(self, role: Role | None) -> Verdict:
         return Verdict.DENIED if role is None else (self.viewer, self.submitter, self.operator, self.admin)[role - 1]
@@ -77,7 +79,7 @@ _ALL, _OWN, _NO = Verdict.ALLOWED, Verdict.OWN, Verdict.DENIED
 RPCS: Final[dict[str, Rpc]] = {
     #                    viewer submitter operator admin
     "StartJob":       Rpc(_NO,  _OWN,     _OWN,    _OWN, Scope.START, mutates=True),
-    "StopJob":        Rpc(_NO,  _OWN,     _ALL,    _ALL, Scope.JOB, mutates=True),
+    "StopJob":        Rpc(_NO,  _OWN,     _ALL,    _ALL, Scope.JOB, mutates=True, makes_room=True),
     "QueryJob":       Rpc(_ALL, _OWN,     _ALL,    _ALL, Scope.JOB),
     "ListJobs":       Rpc(_ALL, _OWN,     _ALL,    _ALL, Scope.QUERY),
     "WatchJobs":      Rpc(_ALL, _OWN,     _ALL,    _ALL, Scope.QUERY),
@@ -85,10 +87,10 @@ RPCS: Final[dict[str, Rpc]] = {
     "SignalJob":      Rpc(_NO,  _OWN,     _ALL,    _ALL, Scope.JOB, mutates=True),
     "PauseJob":       Rpc(_NO,  _OWN,     _ALL,    _ALL, Scope.JOB, mutates=True),
     "ResumeJob":      Rpc(_NO,  _OWN,     _ALL,    _ALL, Scope.JOB, mutates=True),
-    "DeleteJob":      Rpc(_NO,  _OWN,     _ALL,    _ALL, Scope.JOB, mutates=True),
-    "PruneJobs":      Rpc(_NO,  _OWN,     _ALL,    _ALL, Scope.QUERY, mutates=True),
+    "DeleteJob":      Rpc(_NO,  _OWN,     _ALL,    _ALL, Scope.JOB, mutates=True, makes_room=True),
+    "PruneJobs":      Rpc(_NO,  _OWN,     _ALL,    _ALL, Scope.QUERY, mutates=True, makes_room=True),
     "StreamJob":      Rpc(_ALL, _OWN,     _ALL,    _ALL, Scope.JOB),
-    "ShutdownWorker": Rpc(_NO,  _NO,      _NO,     _ALL, Scope.NONE, mutates=True),
+    "ShutdownWorker": Rpc(_NO,  _NO,      _NO,     _ALL, Scope.NONE, mutates=True, makes_room=True),
     "GetWorker":      Rpc(_ALL, _OWN,     _ALL,    _ALL, Scope.QUERY),
 }  # fmt: skip
 UNKNOWN_RPC: Final = Rpc(_NO, _NO, _NO, _NO, Scope.NONE, mutates=True)

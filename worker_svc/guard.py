@@ -128,7 +128,7 @@ class Call:
         """Before it takes effect. Raises Unavailable if that cannot be logged."""
         self.is_about(job_id)
         self._decision = "allowed"
-        await self._gate.audit.allowed_first(**self._facts(), rule=rule, **more)
+        await self._gate.audit.allowed_first(makes_room=self.rpc.makes_room, **self._facts(), rule=rule, **more)
 
     def deny(self, job_id: str, rule: str, **more: Any) -> None:
         self.is_about(job_id)

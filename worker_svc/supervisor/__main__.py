@@ -16,7 +16,7 @@ import sys
 from typing import Final
 
 from worker_svc import frames, stdio
-from worker_svc.supervisor import crashpoints, identity, own_limits, statedir
+from worker_svc.supervisor import crashpoints, disk_reserve, identity, own_limits, statedir
 from worker_svc.supervisor.containment import Containment, ContainmentError
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.lockfile import LockFile, LockHeld
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
         wrong = statedir.what_is_wrong(state_dir)
         if wrong:
             raise StoreError(wrong)
-        store = JobStore(state_dir)
+        store = disk_reserve.open_store(state_dir)
         is_original = identity.is_original(store, state_dir)
         if not is_original:
             store.renew_state_id()  # the processes marked with the old one are the original's

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from worker_svc.job import JobError, JobSpec, ResourceExhausted, Transition, Unavailable, fault_text
+from worker_svc.supervisor import disk_reserve
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.livejob import LiveJob
 from worker_svc.supervisor.store import JobStore
@@ -111,6 +112,9 @@ class Ledger:
                 self._pending.clear()
             except Exception as error:
                 self._store.rollback()
+                is_full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+                if is_full and disk_reserve.let_go(self._store.directory):
+                    continue
                 if isinstance(error, sqlite3.Error | MemoryError) and not isinstance(error, _FAULTS_OF_DATA):
                     self.failure = str(error) or "out of memory"
                     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_FULL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 
@@ -41,7 +42,8 @@ class LockFile:
                 os.close(self._fd)
             self._fd = fd
         os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # for people: a full disk must not keep anybody from starting
+            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
         return True
 
     def _lock(self, fd: int) -> None:

@@ -14,12 +14,13 @@ from worker_svc.supervisor.store_rows import STORE_NAME, uri_of
 SUPERVISOR_LOCK_NAME: Final = "supervisor.lock"
 WORKER_LOCK_NAME: Final = "worker.lock"
 OUTPUT_NAME: Final = "output"
+RESERVE_NAME: Final = "disk-reserve"
 
 _WAL_NAME: Final = f"{STORE_NAME}-wal"
 # What is made before there is a store, by a start that may have ended half-way; and what file systems come with.
 _BEFORE_A_STORE: Final = frozenset(
     {
-        SUPERVISOR_LOCK_NAME, WORKER_LOCK_NAME, OUTPUT_NAME, STORE_NAME, f"{STORE_NAME}-journal",
+        SUPERVISOR_LOCK_NAME, WORKER_LOCK_NAME, OUTPUT_NAME, RESERVE_NAME, STORE_NAME, f"{STORE_NAME}-journal",
         frames.SUPERVISOR_LOG_NAME, frames.SOCKET_NAME, frames.KEY_NAME, f"{frames.KEY_NAME}.new",
         crashpoints.FILE_NAME, crashpoints.WORKER_FILE_NAME,
         crashpoints.REACHED_NAME, "lost+found",

@@ -134,6 +134,7 @@ class JobStore:
 
     def __init__(self, state_dir: str) -> None:
         """Opens the store, or makes it. Raises StoreError."""
+        self.directory = state_dir
         self._path = f"{state_dir}/{STORE_NAME}"
         try:
             # Ours alone, whatever the umask; SQLite gives its other files the same mode.

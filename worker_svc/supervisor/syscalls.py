@@ -57,6 +57,11 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
     _check(_fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length))
 
 
+def keep_blocks(fd: int, offset: int, length: int) -> None:
+    """Has the file system keep room for these bytes of a file, whose size stays. Raises OSError."""
+    _check(_fallocate(fd, _FALLOC_FL_KEEP_SIZE, offset, length))
+
+
 def birth_ns(path: bytes) -> int | None:
     """When a file was made: nobody can set that, so a copy tells another time. None: its file system does not know.
 

@@ -51,10 +51,11 @@ class Log:
             return made
 
         self._lines = logger(bytes)
-        self.writer.notice = logger(bytes, logging.NOTSET).warning
         self.events = logger(partial(self.writer.put, most_bytes=_ORDINARY_MAX_BYTES))
         # No level leaves out who did what.
-        self.audit = Audit(logger(self.writer.put, logging.NOTSET), self.writer, config.when_unwritable)
+        any_line = logger(bytes, logging.NOTSET)
+        self.writer.notice = any_line.warning
+        self.audit = Audit(logger(self.writer.put, logging.NOTSET), any_line, self.writer, config.when_unwritable)
         if file.is_torn:
             self.writer.put(b"\n")
         self._level = max(level, logging.WARNING)
@@ -80,8 +81,12 @@ class Log:
 class Audit:
     """Who did what, and what was not let be done."""
 
-    def __init__(self, log: FilteringBoundLogger, writer: LogWriter, when_unwritable: str) -> None:
+    def __init__(
+        self, log: FilteringBoundLogger, lines: FilteringBoundLogger, writer: LogWriter, when_unwritable: str
+    ) -> None:
+        """`lines` makes lines, as bytes."""
         self._log = log
+        self._lines = lines
         self._writer = writer
         self._when_unwritable = when_unwritable
         self._strangers, self._at_s = _STRANGERS_BURST, time.monotonic()
@@ -122,21 +127,28 @@ class Audit:
         left_out, self._left_out = self._left_out, 0
         self._log.warning("audit.left_out", lines=left_out, reason="denials of callers without a role")
 
-    async def allowed_first(self, **fields: object) -> None:
-        """The line of what is done after it. Raises Unavailable if it cannot be written, and so must not be done."""
-        writer, must_be_written = self._writer, self._when_unwritable != "serve"
-        while True:
-            if self._when_unwritable == "hold":
-                await writer.usable()
-            if must_be_written and writer.problem:
-                raise _unwritable(writer.problem)
-            number = self.allowed(**fields)
-            if not must_be_written or (number and (await writer.settled(number) or not writer.problem)):
-                return
-            if self._when_unwritable == "hold" and number:
-                await writer.done(number)
-                return
-            raise _unwritable(writer.problem or "too much of it waits to be written")
+    async def allowed_first(self, *, makes_room: bool, **fields: object) -> None:
+        """The line of what is done after it. Raises Unavailable if it cannot be written, and so must not be done.
+        `makes_room`: it may use what of a full disk is kept for that."""
+        writer = self._writer
+        if self._when_unwritable == "serve":
+            self.allowed(**fields)
+            return
+        is_urgent = makes_room and writer.problem
+        if is_urgent and await writer.put_urgent(self._lines.info("audit", decision="allowed", **fields)):
+            return
+        if self._when_unwritable == "hold":
+            await writer.usable()
+        if writer.problem:
+            raise _unwritable(writer.problem)
+        number = self.allowed(**fields)
+        if not number:
+            raise _unwritable("too much waits to be written")
+        # Where a reader stands still the line is held back, and nobody waits for it.
+        if problem := await writer.settled(number):
+            if self._when_unwritable == "refuse":
+                raise _unwritable(problem)
+            await writer.done(number)
 
 
 def _unwritable(reason: str) -> Unavailable:

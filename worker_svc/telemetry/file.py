@@ -14,10 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from worker_svc.supervisor.syscalls import keep_blocks
 from worker_svc.telemetry.cursor import Place, place_of
 
 # What POSIX lets a pipe take as a whole at least (PIPE_BUF): lines of several writers do not mix in it.
 _PIPE_WHOLE_BYTES: Final = 4096
+# Some 250 lines of the audit.
+_RESERVE_BYTES: Final = 64 * 1024
 
 
 class LogFile:
@@ -27,6 +30,8 @@ class LogFile:
         self.fd = 2 if path is None else _open(path)
         self.is_file = stat.S_ISREG(os.fstat(self.fd).st_mode)
         """Otherwise a pipe, a terminal, a socket: it has no size, and what is in it may be read already."""
+        self._kept_to: int | None = None
+        """Up to which size the file system keeps room for it, as far as is known."""
         self.found = self.place()
         """How an earlier worker left it."""
         self.is_torn = self.is_file and self.found.size > 0 and not _ends_whole(self.fd, self.found.size)
@@ -65,6 +70,21 @@ class LogFile:
         os.dup2(opened, self.fd, inheritable=False)
         os.close(opened)
         self.is_file = stat.S_ISREG(os.fstat(self.fd).st_mode)
+        self._kept_to = None
+        return True
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes leave untouched what is kept for the lines of calls that make room on a full disk."""
+        if not self.is_file:
+            return True
+        end = self.place().size + size
+        if self._kept_to is None or not end + _RESERVE_BYTES <= self._kept_to <= end + 2 * _RESERVE_BYTES:
+            try:
+                keep_blocks(self.fd, end, 2 * _RESERVE_BYTES)
+            except OSError as error:
+                # Elsewhere: a file system that can keep none.
+                return error.errno not in (errno.ENOSPC, errno.EDQUOT)
+            self._kept_to = end + 2 * _RESERVE_BYTES
         return True
 
     def write(self, data: bytes) -> tuple[int, OSError | None]:

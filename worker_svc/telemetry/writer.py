@@ -7,6 +7,9 @@ told where the lines are missing. Transitions are not held back but left where t
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import os
 import threading
 import time
 from bisect import bisect_right
@@ -63,6 +66,7 @@ class LogWriter:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._leaving = threading.Event()
+        self._urgent: SimpleQueue[Lines | None] = SimpleQueue()
         self._gone = 0
         """Lines since the reader has gone."""
         self._told: set[str] = set()
@@ -93,6 +97,16 @@ class LogWriter:
             self._queue.put(lines)
             return lines.number
 
+    async def put_urgent(self, line: bytes) -> bool:
+        """Written before all that is held back, while there is a `problem`: whether it was."""
+        urgent = Lines((line,))
+        with self._lock:
+            self._urgent.put(urgent)
+            number = self.enqueue(Lines(()))  # where it is not taken before, with that
+        while not urgent.number and self._done < number:
+            await self._change(lambda: urgent.number > 0)
+        return urgent.written == 1
+
     def look_for_file(self) -> None:
         """Follows the file if it was moved away, also while there is nothing to write."""
         self.enqueue(Lines(()))
@@ -111,14 +125,14 @@ class LogWriter:
     def has_room(self, size: int) -> bool:
         return self._held_bytes + size <= HELD_MAX_BYTES
 
-    async def settled(self, number: int) -> bool:
-        """Returns once these lines are written, or cannot be now: whether they are."""
+    async def settled(self, number: int) -> str:
+        """Returns once these lines are written, or cannot be now: with the `problem`, if there is one."""
         while not (self._done >= number or self.problem or self.is_stalled):
             loop = asyncio.get_running_loop()
             if self._watch is None:
                 self._watch = loop.call_later(_STALLED_AFTER_S, self._look)
             await self._change(lambda: self._done >= number)
-        return self._done >= number
+        return "" if self._done >= number else self.problem
 
     async def done(self, number: int) -> None:
         """Returns once these lines are written, however long that takes."""
@@ -194,6 +208,7 @@ class LogWriter:
     def _write(self, lines: Lines) -> None:
         """All of it, however long that takes; less only where the reader is gone, or when the worker leaves."""
         self._began_s = time.monotonic()
+        self._write_urgent(0, takes_urgent=True)
         if self._gone and not self._is_back():
             self._lose(lines)
             return
@@ -202,19 +217,24 @@ class LogWriter:
         while True:
             if self._follow():
                 at = ends[lines.written]  # a line that was cut short is written there whole
-            if lines.cursor is not None:
-                self._announce(lines, lines.cursor, at - ends[lines.written])
-            count, error = self.file.write(data[at:])
-            at += count
-            lines.written = bisect_right(ends, at) - 1
-            if error is None:
-                break
-            if not self.file.is_file:
-                self._lose(lines)
-                return
-            self.problem = reason = error.strerror or str(error)
+            error: OSError | None = None
+            has_room = self.file.has_room(len(data) - at)
+            if has_room:
+                if lines.cursor is not None:
+                    self._announce(lines, lines.cursor, at - ends[lines.written])
+                count, error = self.file.write(data[at:])
+                at += count
+                lines.written = bisect_right(ends, at) - 1
+                if error is None:
+                    break
+                if not self.file.is_file:
+                    self._lose(lines)
+                    return
+            self.problem = reason = os.strerror(errno.ENOSPC if error is None else error.errno or errno.EIO)
             self._tell_waiters()
-            if self._leaving.wait(_RETRY_S):
+            if lines.cursor is not None and at == ends[lines.written]:
+                self._settle(lines, lines.cursor)
+            if self._wait(takes_urgent=at == ends[lines.written]):
                 return  # as it stands: the cursor tells how far it could have got
         if lines.cursor is not None:
             if crashpoints.is_armed:
@@ -225,6 +245,26 @@ class LogWriter:
         if for_s >= _TOLD_AFTER_S:
             told = self.notice("log.held_back", lines=self.held_lines, for_s=round(for_s, 1), reason=reason)
             self.enqueue(Lines((told,)))
+
+    def _wait(self, *, takes_urgent: bool) -> bool:
+        """For the next try. Meanwhile what makes room is written in what is kept for it, but not within a line.
+        Returns whether it is time to leave."""
+        until_s = time.monotonic() + _RETRY_S
+        while not self._leaving.is_set() and (left_s := until_s - time.monotonic()) > 0:
+            self._write_urgent(left_s, takes_urgent=takes_urgent)
+        return self._leaving.is_set()
+
+    def _write_urgent(self, timeout_s: float, *, takes_urgent: bool) -> None:
+        """What there is of it, at least one unless that takes longer."""
+        with contextlib.suppress(Empty):
+            urgent = self._urgent.get(block=timeout_s > 0, timeout=timeout_s)
+            while urgent is not None:
+                if takes_urgent:
+                    _, error = self.file.write(urgent.lines[0])
+                    urgent.written = int(error is None)
+                urgent.number = 1
+                self._tell_waiters()
+                urgent = self._urgent.get_nowait()
 
     def _lose(self, lines: Lines) -> None:
         """Nobody reads the pipe any more. Transitions are in the store all the same."""
@@ -282,6 +322,7 @@ class LogWriter:
         """Writes what is there; gives up when it takes longer."""
         self._queue.put(None)
         self._leaving.set()
+        self._urgent.put(None)  # wakes it
         self._thread.join(0 if self.is_stalled else timeout_s)
         if not self._thread.is_alive():
             self.file.close()

@@ -18,7 +18,7 @@ from worker_svc.supervisor.store import STORE_NAME, output_path
 from worker_svc.telemetry import fields_of
 
 # All that a state directory may hold once worker and supervisor have left.
-LEFT: Final = {STORE_NAME, "worker.cursor", "supervisor.log", "output", "crash-points.reached"}
+LEFT: Final = {STORE_NAME, "worker.cursor", "supervisor.log", "output", "disk-reserve", "crash-points.reached"}
 
 
 class Verdict(NamedTuple):
