@@ -99,8 +99,8 @@ async def test_a_reader_that_stands_still_holds_up_nothing(tmp_path: Path) -> No
 
 
 def all_are_finished(worker: Worker) -> bool:
-    with worker.reader() as reader:
-        return not reader.find(states=(JobState.STARTING, JobState.RUNNING), limit=1)
+    events = worker.events()
+    return len({moved.job_id for moved in events}) == sum(moved.to_state is JobState.FINISHED for moved in events)
 
 
 def complete(text: bytes) -> bytes:
