@@ -23,7 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from worker_svc.job import Identity
+from worker_svc.job import Identity, OutputVia
+from worker_svc.supervisor.output_pump import OutputPump
 from worker_svc.supervisor.spawn import IMPLEMENTATION, NATIVE, PYTHON, LaunchPlan, spawn
 
 YARDSTICK: Final = "C posix_spawn"
@@ -40,10 +41,14 @@ def start_by_spawner(folder: str, implementation: str, **fields: Any) -> Callabl
         path = f"{folder}/{implementation}-{number}"
         plan = LaunchPlan([TRUE], env, "/", b"", path, "", **fields)
         spawned = spawn(plan, implementation)
+        pipes = [pump.add(None, *pair, 0, False) for pair in spawned.outputs]
         os.waitpid(spawned.pid, 0)
+        for pipe in pipes:
+            pump.finish(pipe)
         os.close(spawned.pidfd)
         os.unlink(path)
 
+    pump = OutputPump(implementation, lambda job: None, lambda job, text, is_lost: None)
     return start
 
 
@@ -90,6 +95,9 @@ def contender(name: str, folder: str, cgroup: str) -> Callable[[int], None]:
         "native": lambda: start_by_spawner(folder, NATIVE, identity=Identity(no_new_privs=False)),
         "native, cgroup+rlimits+nnp": lambda: start_by_spawner(folder, NATIVE, limits=LIMITS, **in_cgroup),
         "native, a cgroup made for each": lambda: own_cgroup_each(folder, cgroup),
+        "native, output by a pipe": lambda: start_by_spawner(
+            folder, NATIVE, identity=Identity(no_new_privs=False), output_via=OutputVia.PIPE
+        ),
         "Python": lambda: start_by_spawner(folder, PYTHON),
         "Python, cgroup+rlimits+nnp": lambda: start_by_spawner(folder, PYTHON, limits=LIMITS, **in_cgroup),
         "subprocess.Popen": lambda: start_by_popen(folder),
@@ -141,7 +149,8 @@ def main(rounds: int = 40, count: int = 50) -> None:
     cgroup = make_cgroup()
     names = ["Python", "Python, cgroup+rlimits+nnp", "subprocess.Popen", "asyncio"]
     if IMPLEMENTATION == NATIVE:
-        names[:0] = ["native", "native, cgroup+rlimits+nnp", *(["native, a cgroup made for each"] if cgroup else [])]
+        names[:0] = ["native", "native, output by a pipe", "native, cgroup+rlimits+nnp"]
+        names[3:3] = ["native, a cgroup made for each"] if cgroup else []
     else:
         print("(the native spawner is not built)")
     commands = {YARDSTICK: compile_yardstick(folder)}

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from worker_svc.supervisor.store import StoreReader
+from worker_svc.supervisor.threads import ready_pool
 
 _T = TypeVar("_T")
 
@@ -20,7 +20,7 @@ class LongReads:
 
     def __init__(self, state_dir: str) -> None:
         self._state_dir = state_dir
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reads")
+        self._thread = ready_pool(1, "reads")
         self._reader: StoreReader | None = None
         self._is_taken = False
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}

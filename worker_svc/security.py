@@ -21,6 +21,8 @@ from worker_svc.supervisor.syscalls import IN_CREATE, IN_MOVED_TO, inotify_add_w
 _IN_CLOSE_WRITE: Final = 0x0008
 # Certificate and key are two files: whoever replaces both gets this long before they are read.
 _SETTLE_S: Final = 0.25
+# How often files are looked at that cannot be watched.
+_LOOK_EVERY_S: Final = 2.0
 _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
@@ -190,7 +192,9 @@ class Reloader:
             for folder in folders:
                 inotify_add_watch(self._inotify, os.fsencode(folder), IN_CREATE | IN_MOVED_TO | _IN_CLOSE_WRITE)
         except OSError as error:
-            self._log.warning("tls.not_watched", reason=f"inotify: {error.strerror}: new files are read on SIGHUP only")
+            reason = f"inotify: {error.strerror}: files are looked at every {_LOOK_EVERY_S:g} s"
+            self._log.warning("tls.not_watched", reason=reason)
+            self._look_later()
         if self._inotify >= 0:
             asyncio.get_running_loop().add_reader(self._inotify, self._on_change)
 
@@ -201,6 +205,13 @@ class Reloader:
             return
         if self._settling is None:
             self._settling = asyncio.get_running_loop().call_later(_SETTLE_S, self._on_settled)
+
+    def _look_later(self) -> None:
+        self._settling = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._on_time)
+
+    def _on_time(self) -> None:
+        self._on_settled()
+        self._look_later()
 
     def _on_settled(self) -> None:
         self._settling = None

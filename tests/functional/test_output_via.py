@@ -7,6 +7,7 @@ import asyncio
 import os
 import shlex
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Final
 import pytest
 
 from tests.support import programs
+from tests.support.kernel import landlock_abi
 from tests.support.output_files import why_no_holes
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, SupervisorProcess, Worker
@@ -204,6 +206,37 @@ def test_removed_by_an_operator(supervisor: SupervisorProcess, state: Path, tmp_
     Path(output_path(str(state), "j")).unlink()
     go.touch()
     assert supervisor.wait_finished("j").output_size_bytes == len(b"before\nafter\n")
+
+
+def test_a_full_disk_makes_the_job_wait(state: Path, tmp_path: Path) -> None:
+    """It goes on when there is space again, and nothing is lost."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", small], check=False).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        with SupervisorProcess(small / "state") as supervisor:
+            line = b"0123456789abcde\n"
+            argv = programs.python(f"import os\nfor _ in range(6 << 10): os.write(1, {line!r} * 64)")
+            supervisor.run("j", argv, **PIPE)
+            eventually_sync(lambda: os.statvfs(small).f_bavail == 0, PATIENCE_S, "the disk does not fill")
+            subprocess.run(["mount", "-o", "remount,size=32m", small], check=True)
+            record = supervisor.wait_finished("j")
+            assert (record.outcome, record.output_loss) == (Outcome.SUCCEEDED, "")
+            assert supervisor.output("j") == line * (6 << 16)
+            assert [event.reason for event in supervisor.events() if event.reason] == [
+                "output: waits for space on the disk (No space left on device)"
+            ]
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+
+
+@pytest.mark.skipif(landlock_abi() < 3, reason="this kernel has no Landlock with ABI 3 (Linux 6.2)")
+def test_a_sandboxed_job_can_open_it_anew(supervisor: SupervisorProcess) -> None:
+    """What is no path is not beneath Landlock's."""
+    argv = shell("echo one; echo two >/dev/stderr")
+    supervisor.finish("j", argv, sandbox={"read_only_paths": ["/"]}, **PIPE)
+    assert supervisor.output("j") == b"one\ntwo\n"
 
 
 # The job has the file

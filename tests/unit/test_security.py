@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import ssl
 import time
 from pathlib import Path
 
 import pytest
+import structlog
+from structlog.testing import capture_logs
 
+from tests.support.waiting import eventually
 from worker_svc import security
 from worker_svc.certs import Authority, make_directory, read_pair
 from worker_svc.config import GrpcServerConfig
-from worker_svc.security import SecurityError, acceptance, server_context
+from worker_svc.security import Reloader, SecurityError, acceptance, server_context
 
 
 @pytest.fixture
@@ -90,3 +95,25 @@ def test_serial_numbers(serial: int, certs: Path) -> None:
 def test_a_list_that_is_not_there(certs: Path) -> None:
     with pytest.raises(SecurityError, match=r"grpc_server\.crl_file: .*gone"):
         acceptance(None, certs / "gone")
+
+
+async def test_files_are_looked_at_where_they_cannot_be_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No inotify instance is left, as when other programs have them all."""
+
+    def refuse() -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(security, "inotify_init", refuse)
+    monkeypatch.setattr(security, "_LOOK_EVERY_S", 0.01)
+    file = tmp_path / "server.pem"
+    file.touch()
+    reloaded: list[int] = []
+    with capture_logs() as said:
+        reloader = Reloader([file], lambda: reloaded.append(1), structlog.get_logger())
+        reloader.watch()
+        file.write_text("another")
+        await eventually(lambda: reloaded)
+        reloader.close()
+    assert [line["event"] for line in said] == ["tls.not_watched", "tls.reloaded"]

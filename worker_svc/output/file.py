@@ -68,7 +68,10 @@ class OutputFile:
         if os.fstat(self.fd).st_nlink:
             os.close(self.fd)
         else:  # the last to close a deleted file frees its blocks: for gigabytes that takes a while
-            threading.Thread(target=os.close, args=(self.fd,), daemon=True, name="output-close").start()
+            try:
+                threading.Thread(target=os.close, args=(self.fd,), daemon=True, name="output-close").start()
+            except RuntimeError:  # no thread is to be had
+                os.close(self.fd)
 
     @property
     def size_bytes(self) -> int:

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, TypeAlias, TypeVar
 from worker_svc.job import InvalidArgument, OutOfRange, Unavailable
 from worker_svc.output.file import OutputFile, may_have_hole
 from worker_svc.output.notify import Notifier, Subscription
+from worker_svc.supervisor.threads import ready_pool
 
 CHUNK_BYTES: Final = 256 * 1024
 # Reads that wait for the disk, at once. They all go to the disk that holds the output, so more would not
@@ -79,7 +80,7 @@ class OutputReader:
     def __init__(self, *, chunk_bytes: int = CHUNK_BYTES, on_degraded: Callable[[str], None] | None = None) -> None:
         self._chunk_bytes = chunk_bytes
         self._notifier = Notifier(on_degraded)
-        self._threads = concurrent.futures.ThreadPoolExecutor(READ_THREADS, thread_name_prefix="output-read")
+        self._threads = ready_pool(READ_THREADS, "output-read")
         self._files: dict[tuple[int, int], OutputFile] = {}
         self._shared: OrderedDict[tuple[OutputFile, int], _Block] = OrderedDict()
         self._buffer = memoryview(bytearray(chunk_bytes))

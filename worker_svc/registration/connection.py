@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import os
 import socket
@@ -216,7 +217,11 @@ class Resolver:
         if lookup is None:
             loop = asyncio.get_running_loop()
             lookup = self._lookup = loop.create_future()
-            threading.Thread(target=self._look_up, args=(loop, lookup), name="scheduler-dns", daemon=True).start()
+            try:
+                threading.Thread(target=self._look_up, args=(loop, lookup), name="scheduler-dns", daemon=True).start()
+            except RuntimeError as error:
+                self._lookup = None
+                raise OSError(errno.EAGAIN, "no thread is to be had to look the name up") from error
         await asyncio.wait((lookup,))
         answer = lookup.result()
         self._lookup = None
