@@ -16,6 +16,7 @@ from worker_svc import frames
 from worker_svc.job import ERRORS, InvalidArgument, JobError, Unavailable
 from worker_svc.supervisor import crashpoints
 from worker_svc.supervisor.connections import read_key
+from worker_svc.supervisor.journal import open_log
 
 # How long a request waits for a supervisor to be there, and a new supervisor may take to be ready.
 PATIENCE_S: Final = 10.0
@@ -372,7 +373,7 @@ def _spawn_supervisor(state_dir: Path, ready_fd: int, options: Sequence[str]) ->
     own = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, _CORE_LIMIT)
     try:
-        with open(state_dir / frames.SUPERVISOR_LOG_NAME, "ab", opener=_private) as log:
+        with open(open_log(str(state_dir)), "ab", buffering=0) as log:
             return subprocess.Popen(
                 [*command, "--state-dir", str(state_dir), "--ready-fd", str(ready_fd), *options],
                 stdin=subprocess.DEVNULL,
@@ -404,10 +405,6 @@ def _silence(pid: int) -> str:
     except OSError:  # it has ended: the link will tell
         why = "it has ended"
     return f"the supervisor (pid {pid}) does not answer: {why}"
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 async def _read_line(fd: int) -> str:

@@ -18,7 +18,7 @@ from typing import Final
 from worker_svc import frames, stdio
 from worker_svc.supervisor import crashpoints, disk_reserve, identity, own_limits, statedir
 from worker_svc.supervisor.containment import Containment, ContainmentError
-from worker_svc.supervisor.journal import note
+from worker_svc.supervisor.journal import note, open_log
 from worker_svc.supervisor.lockfile import LockFile, LockHeld
 from worker_svc.supervisor.loop import Supervisor
 from worker_svc.supervisor.store import JobStore, StoreError
@@ -88,9 +88,7 @@ def _prepare_process(state_dir: str) -> None:
     stdio.ensure_descriptors()
     os.chdir("/")
     os.makedirs(f"{state_dir}/output", mode=0o700, exist_ok=True)
-    log = os.open(
-        f"{state_dir}/{frames.SUPERVISOR_LOG_NAME}", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
-    )
+    log = open_log(state_dir)
     if os.fstat(log).st_size > _LOG_MAX_BYTES:
         os.ftruncate(log, 0)
     os.dup2(log, 2)

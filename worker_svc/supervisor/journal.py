@@ -9,15 +9,33 @@ import json
 import os
 import time
 
+from worker_svc import frames
 from worker_svc.supervisor.clocks import NS_PER_S, wall_ns
+
+_lost_lines = 0
+_is_cut = False
+"""Whether the last line was written in part."""
+
+
+def open_log(state_dir: str) -> int:
+    """Never waits, now or when it is written to: whoever made a FIFO of it may stand still. Raises OSError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+    return os.open(f"{state_dir}/{frames.SUPERVISOR_LOG_NAME}", flags, 0o600)
 
 
 def note(event: str, **fields: object) -> None:
+    """What cannot be written is counted, and told with the next line that can be: jobs matter more."""
+    global _lost_lines, _is_cut
     try:
+        if _lost_lines:
+            fields["lost_lines"] = _lost_lines
         seconds, ns = divmod(wall_ns(), NS_PER_S)
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-        line = json.dumps({"time": f"{moment}.{ns // 1000:06d}Z", "event": event, **fields})
-        os.write(2, line.encode() + b"\n")
+        line = json.dumps({"time": f"{moment}.{ns // 1000:06d}Z", "event": event, **fields}).replace("\x7f", "\\u007f")
+        whole = b"\n" * _is_cut + line.encode() + b"\n"
+        written = os.write(2, whole)
     except (OSError, MemoryError):
-        # A full disk or a closed standard error: there is nowhere left to say so, and jobs matter more.
+        _lost_lines += 1
         return
+    _is_cut = written < len(whole)
+    _lost_lines = _lost_lines + 1 if _is_cut else 0
