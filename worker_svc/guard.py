@@ -14,7 +14,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import grpclib.const
 import grpclib.server
@@ -37,6 +37,7 @@ from worker_svc.job import (
     name_of,
 )
 from worker_svc.masking import Masker
+from worker_svc.output import Room
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.policy import Decision
 from worker_svc.printable import printable
@@ -64,10 +65,12 @@ class Gate(NamedTuple):
 class Call:
     """One call under way: who makes it, and how far it may reach."""
 
-    __slots__ = ("_decision", "_gate", "_job_id", "caller", "name", "rpc")
+    __slots__ = ("_decision", "_gate", "_job_id", "caller", "name", "room", "rpc")
 
-    def __init__(self, name: str, rpc: Rpc, caller: Caller, gate: Gate) -> None:
+    def __init__(self, name: str, rpc: Rpc, caller: Caller, gate: Gate, room: Room) -> None:
         self.name = name
+        self.room = room
+        """For answers: what may be large waits for it."""
         self.rpc = rpc
         self.caller = caller
         self._gate = gate
@@ -192,7 +195,7 @@ class GuardedService(pb.WorkerBase):
             assert task is not None
             self._calls.add(task)
             caller = self._gate.doorkeeper.caller(stream.peer._transport)
-            current = Call(name, rpc, caller, self._gate)
+            current = Call(name, rpc, caller, self._gate, cast(Room, stream))  # GrpcServer's
             CALL.set(current)
             try:
                 with self._disk_trouble_told():

@@ -61,6 +61,8 @@ _PAGE_STEPS_MAX: Final = 80
 _PAGE_MAX_BYTES: Final = 2 * 1024 * 1024
 # A program on a file system that does not answer may be reached tomorrow: its caller need not wait for that.
 START_ANSWER_S: Final = 5.0
+# What an answer that tells of jobs is reckoned to take, until it is made.
+_ANSWER_BYTES: Final = 256 * 1024
 
 
 class Identity(NamedTuple):
@@ -190,6 +192,7 @@ class WorkerService(GuardedService):
         return pb.StopJobRes()
 
     async def query_job(self, message: pb.QueryJobReq) -> pb.QueryJobRes:
+        await CALL.get().room.take_room(_ANSWER_BYTES)
         record = await self._whole(self._record(message.job_id))
         return messages.query_message(self._told(record), self._files(record), time.monotonic_ns())
 
@@ -207,6 +210,7 @@ class WorkerService(GuardedService):
             accepted_before_ns=messages.ns_from(message.accepted_before),
             owner=call.owner,
         )
+        await call.room.take_room(_PAGE_MAX_BYTES // 4)
         below, jobs, page = messages.page_token_from(message.page_token), 0, bytearray()
         for _ in range(_PAGE_STEPS_MAX):
             async with self._reads.step(call.caller.identity):
@@ -253,11 +257,10 @@ class WorkerService(GuardedService):
     async def wait_job(self, message: pb.WaitJobReq) -> pb.WaitJobRes:
         timeout_s = messages.seconds_from("timeout", message.timeout, 0.0)
         with self._end_of(message.job_id) as end:
-            record = self._record(message.job_id)
-            if record.state is not JobState.FINISHED:
+            if self._record(message.job_id).state is not JobState.FINISHED:
                 await self._wait_end(end, message.job_id, timeout_s)
-                record = self._record(message.job_id)
-        record = await self._whole(record)
+            await CALL.get().room.take_room(_ANSWER_BYTES)
+            record = await self._whole(self._record(message.job_id))
         return pb.WaitJobRes(job=messages.job_message(self._told(record), self._files(record), time.monotonic_ns()))
 
     async def _wait_end(self, end: asyncio.Future[None], job_id: str, timeout_s: float) -> None:
@@ -334,7 +337,9 @@ class WorkerService(GuardedService):
         ending = asyncio.ensure_future(self._tell_final_size(record, path, final_size))
         self._lasts()
         try:
-            chunks = self._output.stream(path, start=start, follow=message.follow, final_size=final_size)
+            chunks = self._output.stream(
+                path, start=start, follow=message.follow, final_size=final_size, room=CALL.get().room
+            )
             async with contextlib.aclosing(chunks):
                 async for chunk in chunks:
                     yield pb.OutputChunk(offset=chunk.offset, data=chunk.data, gap_bytes=chunk.gap_bytes)

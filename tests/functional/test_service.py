@@ -333,7 +333,7 @@ async def test_a_feed_that_lags_behind_the_store(tmp_path: Path) -> None:
     nothing = cast(Any, None)
     service = WorkerService(tmp_path, nothing, reader, reads, feed, nothing, nothing, nothing, nothing, nothing)
     gate = Gate(nothing, Masker(), nothing)
-    CALL.set(Call("WatchJobs", RPCS["WatchJobs"], Caller("uid:0", Role.ADMIN, ""), gate))
+    CALL.set(Call("WatchJobs", RPCS["WatchJobs"], Caller("uid:0", Role.ADMIN, ""), gate, cast(Any, None)))
     waiting = asyncio.ensure_future(anext(service.watch_jobs(pb.WatchJobsReq(from_sequence=4))))
     now = asyncio.ensure_future(anext(service.watch_jobs(pb.WatchJobsReq())))
     with pytest.raises(OutOfRange, match="beyond the latest, 3"):

@@ -505,6 +505,21 @@ def test_a_request_that_never_comes() -> None:
         assert works(client)
 
 
+def test_an_answer_that_is_not_read() -> None:
+    """A large one does not stay for ever."""
+    with GrpcHost(request_timeout_s=0.5) as host, RawClient(host.address) as client:
+        client.opens_windows = False
+        command = b"x" * 200_000  # which is what StartJob answers here
+        stream = client.open(grpc_headers())
+        body = prefixed(b"\x0a" + varint(len(command)) + command)
+        for at in range(0, len(body), 16384):
+            client.data(stream, body[at : at + 16384], end=at + 16384 >= len(body))
+        eventually_sync(lambda: int(host.ask("sending")) > 200_000)
+        answer = client.answer(stream)
+        assert (answer.status, "was not read in time" in answer.message) == (4, True)
+        assert host.ask("sending") == "0"
+
+
 @pytest.mark.parametrize("sent", [head(1, 100, 4, 1) + b"\x82", head(6, 8)[:5], head(1, 1, 0, 1) + b"\x82"])
 def test_a_frame_that_never_ends(sent: bytes) -> None:
     with GrpcHost(request_timeout_s=0.5) as host, RawClient(host.address) as client:

@@ -72,6 +72,8 @@ async def _serve(limits: TransportConfig, address: Address) -> None:
         if name == "garbage":
             gc.disable()
             print(gc.collect(), flush=True)
+        if name == "sending":
+            print(server._shared.sending.taken_bytes, flush=True)
         if name == "claimed":
             print(server._shared.receiving.claimed_bytes, flush=True)
     server.close()

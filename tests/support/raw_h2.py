@@ -69,6 +69,7 @@ class RawClient:
         self.goaway: GoAwayFrame | None = None
         self.pings = 0
         self.answers_pings = True
+        self.opens_windows = True
         self._streams: dict[int, tuple[dict[str, str], bytearray, list[int | None]]] = {}
         if begin:
             self.send(PREFACE, SettingsFrame(0, settings=settings or {}))
@@ -178,7 +179,7 @@ class RawClient:
                 headers.update({str(name): str(value) for name, value in self._decoder.decode(frame.data)})
             case DataFrame():
                 self._stream(frame.stream_id)[1].extend(frame.data)
-                if frame.data:
+                if frame.data and self.opens_windows:
                     self._try_send(WindowUpdateFrame(0, window_increment=len(frame.data)))
             case RstStreamFrame():
                 # After the end it only means that nobody reads on.

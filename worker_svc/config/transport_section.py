@@ -18,6 +18,12 @@ class TransportConfig(Section):
         Whole(1024, 2**40),
         "Memory for requests that are still arriving, in all; one connection may take a quarter.",
     )
+    max_sending_bytes: int = declare(
+        32 * 1024 * 1024,
+        Whole(1024, 2**40),
+        "Answers that are made and not yet sent, in all; one identity may have a quarter. What a client does not read "
+        "is not made.",
+    )
     max_header_bytes: int = declare(64 * 1024, Whole(1024, 2**20), "The most that a request's headers may take.")
     max_metadata: int = declare(64, Whole(0, 10_000), "Entries of metadata a request may have.")
     max_connections: int = declare(
@@ -35,7 +41,9 @@ class TransportConfig(Section):
         10.0, Seconds(A_MOMENT_S), "Seconds a new connection has for its handshake and its first bytes."
     )
     request_timeout_s: float = declare(
-        30.0, Seconds(A_MOMENT_S), "Seconds a request may take to arrive, from its headers to its last byte."
+        30.0,
+        Seconds(A_MOMENT_S),
+        "Seconds a request may take to arrive, from its headers to its last byte, and its answer to be read.",
     )
     idle_timeout_s: float = declare(
         1800.0, Seconds(), "Seconds without a call after which a connection is closed. 0: never."

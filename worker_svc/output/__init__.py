@@ -39,6 +39,6 @@ Facts relied upon:
   EOPNOTSUPP where it is not implemented.
 """
 
-from worker_svc.output.reader import Chunk, OutputReader, Start
+from worker_svc.output.reader import Chunk, OutputReader, Room, Start
 
-__all__ = ["Chunk", "OutputReader", "Start"]
+__all__ = ["Chunk", "OutputReader", "Room", "Start"]

@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, TypeAlias, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from worker_svc.job import InvalidArgument, OutOfRange, Unavailable
 from worker_svc.output.file import OutputFile, may_have_hole
@@ -68,6 +68,16 @@ class _Block(NamedTuple):
     round: int = 0
 
 
+class Room(Protocol):
+    """What a consumer has room for."""
+
+    async def take_room(self, most_bytes: int) -> int:
+        """Waits for room, and returns how much there is, `most_bytes` at most. What was taken before is given back."""
+
+    def give_room(self) -> None:
+        """There is nothing to be read for now."""
+
+
 class OutputReader:
     """One per worker process: owns the inotify descriptor, the reading threads and the blocks followers
     share.
@@ -98,19 +108,20 @@ class OutputReader:
         self._threads.shutdown(wait=False)
 
     async def stream(
-        self, path: Path, *, start: Start, follow: bool, final_size: FinalSize
+        self, path: Path, *, start: Start, follow: bool, final_size: FinalSize, room: Room | None = None
     ) -> AsyncGenerator[Chunk, None]:
         """The output in `path`, as the package promises. `final_size` (bytes) is done once the job is
         finished; None: it is not known, since someone had removed the file.
 
         Nothing happens before the first chunk is asked for. Close it (`aclose`, or cancel the task that
-        iterates) to give back at once what it holds. At most one chunk is held for a slow consumer.
+        iterates) to give back at once what it holds. At most one chunk is held for a slow consumer; none while there is
+        no `room`.
 
         Raises InvalidArgument (start), OutOfRange (start beyond the end as it is now), Unavailable (the file
         cannot be read, the reader is closed, or `final_size` was cancelled), and what `final_size` raises.
         """
         start.validate()
-        stream = _Stream(self, path, final_size)
+        stream = _Stream(self, path, final_size, room)
         try:
             await stream.begin(start, follow)
             while (chunk := await stream.next()) is not None:
@@ -166,7 +177,8 @@ class OutputReader:
         if (shared := self._shared.get(key)) is not None:
             self._shared.move_to_end(key)
             return shared._replace(
-                data=shared.data[:length], at_end=shared.at_end and shared.round == self._notifier.rounds
+                data=shared.data[:length],
+                at_end=shared.at_end and len(shared.data) <= length and shared.round == self._notifier.rounds,
             )
         block = await self._read_file(file, offset, length)
         if block.data and file.streams > 1:
@@ -201,7 +213,8 @@ class OutputReader:
 class _Stream:
     """One stream: where it is, and what it holds until `close`."""
 
-    def __init__(self, reader: OutputReader, path: Path, final_size: FinalSize) -> None:
+    def __init__(self, reader: OutputReader, path: Path, final_size: FinalSize, room: Room | None) -> None:
+        self._room = room
         self._reader = reader
         self._path = path
         self._final_size = final_size
@@ -231,16 +244,22 @@ class _Stream:
 
     async def next(self) -> Chunk | None:
         """The next chunk, or None at the end."""
+        most = self._reader._chunk_bytes
         while True:
             if self._at_end and self._end() is None:
+                if self._room is not None:
+                    self._room.give_room()
                 await self._wake.wait()
+            if self._room is not None and self._offset != self._end():
+                most = await self._room.take_room(self._reader._chunk_bytes)
             await self._reader._turns.take()
             self._reader._check_open()
             self._wake.clear()  # before looking: what happens from here on wakes us
             end = self._end()
             if end is not None and self._offset >= end:
                 return None
-            block = await self._reader._read(self._file, self._offset, end) if self._file else _Block()
+            until = self._offset + most if end is None else min(end, self._offset + most)
+            block = await self._reader._read(self._file, self._offset, until) if self._file else _Block()
             self._at_end = block.at_end
             gone_to = block.gone_to
             if end is not None and not block.data and not gone_to:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -20,10 +20,9 @@ from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError as H2ProtocolError
 
 from worker_svc.codec import LARGE_BYTES, MessageCodec
-from worker_svc.config import TransportConfig
 from worker_svc.job import InvalidArgument
 from worker_svc.server.heads import Head, Malformed, Pairs, Refused, read_head
-from worker_svc.server.rates import ConnectionBudget
+from worker_svc.server.sending import OVERHEAD_BYTES
 
 if TYPE_CHECKING:
     from worker_svc.server.protocol import ServerProtocol
@@ -40,19 +39,22 @@ _LASTING_UNARY: Final = frozenset({"/jobscheduler.Worker/WaitJob"})
 
 
 class Call(GrpclibStream[Any, Any]):
-    """grpclib's stream, which reads strictly and within limits."""
+    """grpclib's stream, which reads strictly and within limits, and holds little of what it has to send."""
 
-    def __init__(self, *args: Any, budget: ConnectionBudget, limits: TransportConfig, encoding: str,
-        wait_turn: Callable[[], Awaitable[None]], **named: Any,
-    ):  # fmt: skip
+    def __init__(self, *args: Any, protocol: ServerProtocol, encoding: str, **named: Any) -> None:
         super().__init__(*args, **named)
-        self._budget = budget
-        self._wait_turn = wait_turn
+        limits = protocol.shared.limits
+        self._budget = protocol.budget
+        self._wait_turn = protocol.wait_turn
+        self._sending = protocol.sending
+        self._charge_message = protocol.charge_message
+        self._room_bytes = 0
+        """Taken of what may be under way to the client."""
         self._max_bytes = limits.max_message_bytes
         self._encoding = encoding
         self._refuses_encoding = False
         self.waits_since_s = 0.0 if self._cardinality.client_streaming else time.monotonic()
-        """Since when a message is overdue that must come; 0: none must."""
+        """Since when a message is overdue that must come, or be taken; 0: none must."""
 
     async def recv_message(self) -> Any:
         """The next message, None at the end of a stream. Raises GRPCError."""
@@ -117,6 +119,52 @@ class Call(GrpclibStream[Any, Any]):
             return await self._stream.recv_data(size)
         except AssertionError:  # grpclib's way to say so
             raise GRPCError(Status.INVALID_ARGUMENT, "the message is cut off") from None
+
+    async def take_room(self, most_bytes: int) -> int:
+        """How much to make now, at most. Waits until the client takes more: until then there is nothing to be held."""
+        self.give_room()
+        least_bytes = most_bytes
+        if self._cardinality.server_streaming:
+            least_bytes = 1
+            while (window := self._stream_window()) <= 0:
+                self._stream.window_updated.clear()
+                await self._stream.window_updated.wait()
+            most_bytes = max(least_bytes, min(most_bytes, window - OVERHEAD_BYTES))
+        self._room_bytes = await self._sending.take_room(most_bytes, least_bytes)
+        self._charge_message()
+        return self._room_bytes
+
+    def _stream_window(self) -> int:
+        stream = self._stream._h2_connection.streams.get(cast(int, self._stream.id))
+        return stream.outbound_flow_control_window if stream else 1  # closed: whoever sends is told
+
+    def give_room(self) -> None:
+        """Nothing is to be sent for now."""
+        size, self._room_bytes = self._room_bytes, 0
+        if size:
+            self._sending.give(size)
+
+    async def send_message(self, message: Any) -> None:
+        if not self._send_initial_metadata_done:
+            await self.send_initial_metadata()
+        (message,) = await self._dispatch.send_message(message)
+        encoded = self._codec.encode(message, self._send_type)
+        data = b"".join((b"\0", len(encoded).to_bytes(4, "big"), encoded))
+        del message, encoded
+        self.give_room()
+        self._room_bytes = len(data)
+        self._sending.take(len(data))
+        self.waits_since_s = 0.0 if self._cardinality.server_streaming else time.monotonic()
+        try:
+            await self._stream.send_data(data)
+        finally:
+            self.waits_since_s = 0.0
+            self.give_room()
+        self._send_message_done = True
+        connection = self._stream.connection
+        self._messages_sent += 1
+        connection.messages_sent += 1
+        connection.last_message_sent = time.monotonic()
 
     async def send_trailing_metadata(self, **named: Any) -> None:
         if not self._refuses_encoding:
@@ -236,14 +284,15 @@ class CallHandler(Handler):
             call = Call(
                 stream, head.path, method.cardinality, method.request_type, method.reply_type,
                 codec=self.codec, status_details_codec=self.status_details_codec, dispatch=self.dispatch,
-                deadline=deadline, user_agent=head.user_agent,
-                budget=protocol.budget, limits=self._limits, encoding=head.encoding,
-                wait_turn=protocol.wait_turn,
+                deadline=deadline, user_agent=head.user_agent, protocol=protocol, encoding=head.encoding,
             )  # fmt: skip
             if stream in self.running:
                 self.running[stream] = call
-            async with call:
-                await self._run(call, stream, head, method, deadline)
+            try:
+                async with call:
+                    await self._run(call, stream, head, method, deadline)
+            finally:
+                call.give_room()
         except (H2ProtocolError, StreamTerminatedError) as error:
             log.debug("the client went away before it was answered: %s", error)
         except Exception:
@@ -294,10 +343,11 @@ class CallHandler(Handler):
             raise GRPCError(Status.INTERNAL, "internal error: see the worker's log") from None
 
     def end_overdue(self, before_s: float) -> None:
-        """Ends the calls whose request is still not whole."""
+        """Ends the calls whose request is still not whole, or whose answer is not taken."""
         for stream, call in list(self.running.items()):
             if call is not None and 0 < call.waits_since_s < before_s:
-                self._end(stream, Status.DEADLINE_EXCEEDED, "the request did not arrive in time")
+                what = "the answer was not read" if call._send_initial_metadata_done else "the request did not arrive"
+                self._end(stream, Status.DEADLINE_EXCEEDED, f"{what} in time")
 
     def end_all(self) -> None:
         for stream in list(self.running):

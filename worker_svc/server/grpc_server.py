@@ -19,6 +19,7 @@ from worker_svc.config import Address, TransportConfig
 from worker_svc.server.listener import Listener, open_sockets
 from worker_svc.server.protocol import READ_BYTES, ServerProtocol, Shared
 from worker_svc.server.rates import Admission, ReceiveBudget, RequestRates
+from worker_svc.server.sending import SendBudget
 from worker_svc.server.turns import Turns
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class GrpcServer(Server):
             ),
             rates=RequestRates(limits.requests_per_s, limits.requests_burst),
             receiving=ReceiveBudget(limits.max_receiving_bytes),
+            sending=SendBudget(limits.max_sending_bytes),
             turns=Turns(),
             identify=identify or (lambda transport, peer: peer),
             read_buffer=memoryview(bytearray(READ_BYTES)),

@@ -29,6 +29,7 @@ from worker_svc.server.h2_connection import (
     ServerH2Connection,
 )
 from worker_svc.server.rates import ReceiveBudget, RequestRates, TokenBucket
+from worker_svc.server.sending import SendBudget, Sending
 from worker_svc.server.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ _UNSENT_MAX_BYTES: Final = 1024 * 1024
 READ_BYTES: Final = 64 * 1024
 # Of the loop's time, what answering a call takes at the least, besides reading it.
 _CALL_S: Final = 0.0003
+_MESSAGE_S: Final = 0.0001
+_LOOK_S: Final = 0.000005
 
 
 @dataclass
@@ -69,6 +72,7 @@ class Shared:
     h2_config: H2Configuration
     rates: RequestRates
     receiving: ReceiveBudget
+    sending: SendBudget
     turns: Turns
     identify: Callable[[asyncio.BaseTransport, str], str]
     # One for all: it is filled and emptied within one turn of the loop.
@@ -80,6 +84,7 @@ class Shared:
 class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
     connection: CountedConnection
     processor: LenientProcessor
+    sending: Sending
 
     def __init__(
         self,
@@ -100,7 +105,7 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
         self._on_lost = on_lost
         self.is_made = False
         self._transport: asyncio.Transport | None = None
-        self._identity = peer
+        self.identity = peer
         self._gate = FrameGate()
         part = 1 / _PROBATION_PART if now_s < shared.probation.get(peer, 0.0) else 1.0
         control, resets = limits.control_frames_per_s, limits.resets_per_s
@@ -133,7 +138,7 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._identity = self.shared.identify(transport, self.peer)
+        self.identity = self.shared.identify(transport, self.peer)
         sock = transport.get_extra_info("socket")
         if sock is not None:
             _set_nodelay(sock)
@@ -147,6 +152,7 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
         self.connection.control = self._control
         self.connection.flush()
         self.processor = LenientProcessor(self.handler, self.connection)
+        self.sending = Sending(self.shared.sending, self.identity, self.connection)
         self.is_made = True
         self._on_made(self)
 
@@ -169,7 +175,7 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
             return
         self._is_queued = True
         self._later = None
-        self.shared.turns.submit(self._identity, self._work)
+        self.shared.turns.submit(self.identity, self._work)
         if self._is_queued:
             self._transport.pause_reading()
 
@@ -209,6 +215,7 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
             self.connection.flush()
             for event in events:
                 self.processor.process(event)
+            self.sending.let_on()
             self.connection.flush()
         except Abuse as abuse:
             self._end_abuse(abuse)
@@ -228,6 +235,7 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self.sending.let_on()
         if self._later is None:
             self._queue()
 
@@ -245,6 +253,10 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
                 self._on_header_frame(kind, length, flags)
             case gate.RST_STREAM:
                 self._on_reset_frame(stream_id)
+            case gate.WINDOW_UPDATE:
+                self._count_control()
+                if not stream_id:  # all streams look whether it is for them
+                    self.shared.turns.charge(self.identity, _LOOK_S * len(self.calls.running))
             case gate.SETTINGS:
                 self._count_control(1 if flags & gate.ACK else _SETTINGS_COST)
             case _:
@@ -287,14 +299,17 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
             self._must_slow_down = True
 
     def may_request(self) -> bool:
-        self.shared.turns.charge(self._identity, _CALL_S)
-        if self.shared.rates.take(self._identity, self._now_s):
+        self.shared.turns.charge(self.identity, _CALL_S)
+        if self.shared.rates.take(self.identity, self._now_s):
             return True
         self._must_slow_down = True
         return False
 
+    def charge_message(self) -> None:
+        self.shared.turns.charge(self.identity, _MESSAGE_S)
+
     async def wait_turn(self) -> None:
-        await self.shared.turns.wait(self._identity)
+        await self.shared.turns.wait(self.identity)
 
     # Time
 
