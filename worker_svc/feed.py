@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # What is read and told in one turn of the loop.
 _STEP: Final = 64
+_TOLD_AT_ONCE: Final = 16
 _RECENT_MAX: Final = 4096
 # Of history, for all who read on at the same place.
 _PAGE: Final = 256
@@ -56,7 +57,8 @@ class Feed:
         """Those that were read last, by the number that they come after."""
         self._rung = asyncio.Event()
         self._more: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._ends: dict[str, list[asyncio.Future[None]]] = {}
+        self._ends: dict[str, dict[asyncio.Future[None], None]] = {}
+        self._due: deque[asyncio.Future[None]] = deque()
 
     def ring(self, sequence: int) -> None:
         """The store goes up to `sequence`."""
@@ -72,6 +74,9 @@ class Feed:
             while self.sequence < self._target:
                 is_read = self._read_on()
                 await asyncio.sleep(0 if is_read else _RETRY_S)  # others get their turn
+                while self._due:
+                    self._tell_some()
+                    await asyncio.sleep(0)
 
     def _read_on(self) -> bool:
         """False: the store cannot be read now. Whoever waits is told, rather than left to wait for a dead disk."""
@@ -109,24 +114,28 @@ class Feed:
         self.sequence = batch[-1].sequence
         for moved in batch:
             if moved.to_state is JobState.FINISHED:
-                for end in self._ends.pop(moved.job_id, ()):
-                    if not end.done():
-                        end.set_result(None)
+                self._due += self._ends.pop(moved.job_id, ())
         more, self._more = self._more, asyncio.get_running_loop().create_future()
         more.set_result(None)
+
+    def _tell_some(self) -> None:
+        """Of those who wait, who are then answered: a thousand can wait for one job."""
+        for _ in range(min(_TOLD_AT_ONCE, len(self._due))):
+            end = self._due.popleft()
+            if not end.done():
+                end.set_result(None)
 
     def end_of(self, job_id: str) -> asyncio.Future[None]:
         """Done once a transition to FINISHED of this job is read. Ask before looking at the record, and `forget` it."""
         end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._ends.setdefault(job_id, []).append(end)
+        self._ends.setdefault(job_id, {})[end] = None
         return end
 
     def forget(self, job_id: str, end: asyncio.Future[None]) -> None:
-        ends = self._ends.get(job_id, [])
-        if end in ends:
-            ends.remove(end)
-            if not ends:
-                del self._ends[job_id]
+        ends = self._ends.get(job_id, {})
+        ends.pop(end, None)
+        if not ends:
+            self._ends.pop(job_id, None)
 
     async def since(
         self, sequence: int, client: str, wanted: Callable[[Transition], bool]

@@ -71,12 +71,13 @@ async def test_who_leaves_is_not_waited_for(reads: LongReads) -> None:
         pass
 
 
-def filled(path: Path) -> None:
+def filled(path: Path, last: JobState = JobState.RUNNING) -> None:
     store = JobStore(str(path))
     store.begin()
     ordinal = store.add_job("j", JobSpec("true"), "", 1, b"")
-    for _ in range(EVENTS):
-        store.add_transition(ordinal, Transition(0, "j", 5, JobState.RUNNING, JobState.RUNNING), {})
+    for number in range(1, EVENTS + 1):
+        to_state = last if number == EVENTS else JobState.RUNNING
+        store.add_transition(ordinal, Transition(0, "j", 5, JobState.RUNNING, to_state), {})
     store.commit()
     store.close()
 
@@ -98,6 +99,29 @@ async def test_history_is_read_once_for_all_who_watch_it(tmp_path: Path, reads: 
     assert all(numbers == list(range(1 + n % 5, EVENTS + 1)) for n, numbers in enumerate(seen))
     # Not each for itself, which were 50 times as often as one.
     assert reads.reads < 10 * EVENTS / 256, reads.reads
+    reader.close()
+
+
+async def test_who_waits_for_one_job_is_told_some_at_a_time(tmp_path: Path, reads: CountedReads) -> None:
+    """A thousand answers in one turn of the loop would hold up all others."""
+    filled(tmp_path, JobState.FINISHED)
+    reader = StoreReader(str(tmp_path))
+    feed = Feed(reader, reads, EVENTS - 1, lambda batch: None)
+    ends = [feed.end_of("j") for _ in range(1000)]
+    for end in ends[::3]:
+        feed.forget("j", end)
+    waiting = [end for number, end in enumerate(ends) if number % 3]
+    feed.ring(EVENTS)
+    running = asyncio.create_task(feed.run())
+    most = before = 0
+    while before < len(waiting):
+        await asyncio.sleep(0)
+        told = sum(end.done() for end in waiting)
+        most, before = max(most, told - before), told
+    assert most <= 32
+    assert not any(end.done() for end in ends[::3])
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
     reader.close()
 
 

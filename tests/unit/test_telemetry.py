@@ -247,6 +247,22 @@ async def test_far_behind_it_reads_in_the_store(folder: Path) -> None:
     assert logged(folder) == list(range(1, 3001))
 
 
+async def test_catching_up_gives_way(folder: Path) -> None:
+    """In no turn of the loop many lines are made, whether they are read again or come in one batch."""
+    recorded = moves(1, 2000)
+    async with run(folder, recorded=moves(1, 1)) as current:
+        current.transitions._read = lambda after, limit: recorded[after : after + limit]
+        current.transitions.add(recorded[1:400])
+        current.transitions.add(recorded[1000:])
+        most = 0
+        before = current.transitions.sequence
+        while before < 2000:
+            await asyncio.sleep(0)
+            most, before = max(most, current.transitions.sequence - before), current.transitions.sequence
+    assert most <= 64
+    assert logged(folder) == list(range(1, 2001))
+
+
 async def test_what_the_store_has_no_more_is_told(folder: Path) -> None:
     async with run(folder, recorded=moves(1, 2)):
         pass
