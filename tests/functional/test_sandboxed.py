@@ -28,7 +28,7 @@ SANDBOXES: Final[dict[str, dict[str, Any]]] = {
 # What a worker in a container has: no right to make namespaces, but one of its own.
 FEW_PRIVILEGES: Final = ["setpriv", "--bounding-set=-all,+dac_override,+dac_read_search,+setfcap", "--inh-caps=-all"]
 TRY: Final = """
-import os, socket, sys
+import os, resource, socket, sys
 state, supervisor, outsider, abstract = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 
 def attempt(name, do):
@@ -54,10 +54,14 @@ attempt("connect", lambda: connect(state + "/supervisor.sock"))
 attempt("go in and connect", lambda: (os.chdir(state), connect("supervisor.sock")))
 attempt("signal the supervisor", lambda: os.kill(supervisor, 0))
 attempt("signal another", lambda: os.kill(outsider, 0))
+attempt("limit the supervisor", lambda: resource.prlimit(supervisor, resource.RLIMIT_CORE, (0, 0)))
+attempt("limit another", lambda: resource.prlimit(outsider, resource.RLIMIT_CORE, (0, 0)))
 attempt("look into the supervisor", lambda: open(f"/proc/{supervisor}/mem").read(1))
 attempt("enter by the supervisor", lambda: os.listdir(f"/proc/{supervisor}/root{state}"))
 attempt("connect to an abstract socket", lambda: connect("\\0" + abstract))
 os.kill(os.getpid(), 0)
+resource.prlimit(0, resource.RLIMIT_CORE, (0, 0))
+resource.prlimit(os.getpid(), resource.RLIMIT_CORE)
 child = os.fork()
 if child == 0:
     os.execvp("sleep", ["sleep", "99"])

@@ -33,7 +33,10 @@ def _what_is_left(config: Config) -> str:
         )
     if os.geteuid() == 0:
         return "root's capabilities lead out of any sandbox"
-    return "the sandbox leaves them prlimit(2) and setpriority(2) on the worker, and signals before Linux 6.12"
+    return (
+        "the sandbox leaves them what the user may have of memory, processes and disk, the priority of the worker, and "
+        "signals before Linux 6.12"
+    )
 
 
 def _has_roles_below_admin(config: Config) -> bool:

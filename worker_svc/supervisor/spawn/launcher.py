@@ -23,6 +23,7 @@ CLONE_NEWUSER = 0x10000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_SLAVE = 1, 2, 4, 8, 16384, 1 << 19
 PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 PRLIMIT_ARGUMENTS = (ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+SECCOMP = {"x86_64": 317, "aarch64": 277}.get(os.uname().machine, -1)
 OPENAT2, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 437, 444, 445, 446
 LANDLOCK_READ, LANDLOCK_FILE = 1 << 0 | 1 << 2 | 1 << 3, 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15 | 1 << 16
 
@@ -108,6 +109,13 @@ def loopback(a: int, b: int, c: int, data: bytes) -> None:
         os.close(fd)
 
 
+def refuse_calls(a: int, b: int, c: int, data: bytes) -> None:
+    steps = ctypes.create_string_buffer(data)
+    program = (len(data) // 8).to_bytes(8, sys.byteorder) + ctypes.addressof(steps).to_bytes(8, sys.byteorder)
+    if data and libc.syscall(SECCOMP, 1, 4, program) < 0 and ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS):
+        check(-1)
+
+
 def landlock(a: int, b: int, c: int, data: bytes) -> None:
     global ruleset, handled
     abi = libc.syscall(LANDLOCK_CREATE, None, number(0), 1)
@@ -173,6 +181,7 @@ STEPS: dict[int, Callable[[int, int, int, bytes], object]] = {
     16: landlock_rule,
     17: lambda a, b, c, data: ruleset >= 0 and check(libc.syscall(LANDLOCK_RESTRICT, ruleset, 0)),
     18: hide,
+    19: refuse_calls,
 }
 
 

@@ -7,7 +7,7 @@ The order, and why:
  3. rlimits: after what opens files (nofile), before the user changes (raising a hard limit needs privilege);
  4. groups, group, user: in this order, since each needs what the next one gives up;
  5. the working directory as that user: it must not be one that the user cannot enter;
- 6. no_new_privs, and Landlock's enforcement, which needs it.
+ 6. no_new_privs, and the filter of system calls and Landlock's enforcement, which need it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 from worker_svc.job.identity import Sandbox
 from worker_svc.job.limits import UNLIMITED, Limits
 from worker_svc.supervisor.spawn.plan import LaunchPlan, SpawnFailed
+from worker_svc.supervisor.spawn.seccomp import limits_of_others_refused
 from worker_svc.supervisor.spawn.users import Ids, are_our_own, ids_of
 
 # The numbers of asm-generic/resource.h, which x86 and ARM share. Python's resource module knows most of them only.
@@ -57,6 +58,7 @@ class Op(IntEnum):
     LANDLOCK_RULE = 16
     LANDLOCK_ENFORCE = 17
     HIDE = 18
+    SECCOMP = 19
 
 
 class Place(IntEnum):
@@ -126,6 +128,8 @@ def program_of(plan: LaunchPlan) -> Program:
     ]
     if plan.identity.no_new_privs:
         named.append(("identity.no_new_privs", _step(Op.NO_NEW_PRIVS)))
+        if plan.sandbox != Sandbox():
+            named.append(("sandbox", _step(Op.SECCOMP, data=limits_of_others_refused())))
     if any(op == Op.LANDLOCK for _, (op, *_) in named):
         named.append((_landlock_field(plan), _step(Op.LANDLOCK_ENFORCE)))
     owner = (ids.uid, ids.gid) if ids is not None and ids.uid != os.geteuid() else None
