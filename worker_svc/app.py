@@ -27,6 +27,7 @@ from worker_svc.link import SupervisorError, SupervisorLink, leave_no_core
 from worker_svc.masking import Masker
 from worker_svc.messages.defaults import start_defaults
 from worker_svc.output import OutputReader
+from worker_svc.pb import jobscheduler as pb
 from worker_svc.policy import CommandPolicy, base_env
 from worker_svc.reading import LongReads
 from worker_svc.registration import Registration
@@ -331,6 +332,7 @@ class _Worker:
             queue_length=self._config.jobs.queue_length,
             started_monotonic_s=self._started_monotonic_s,
             advertise_address=lambda: self._advertised,
+            log_state=self._log_state,
             scheduler_worker_id=lambda: self._registration.scheduler_worker_id if self._registration else "",
         )
 
@@ -351,6 +353,10 @@ class _Worker:
         for field, value in start_defaults(self._config).limits.limits.items():
             if field in missing:
                 self._on_event("limits.unenforceable", key=f"limits.{field}", value=value, reason=missing[field])
+
+    def _log_state(self) -> pb.LogState:
+        writer = self._whole_log.writer
+        return pb.LogState(problem=writer.hindrance, held_lines=writer.held_lines, lost_lines=writer.lost_lines)
 
     def _on_sequence(self, sequence: int) -> None:
         self._sequence = max(self._sequence, sequence)

@@ -73,6 +73,7 @@ class Identity(NamedTuple):
     queue_length: int
     started_monotonic_s: float
     advertise_address: Callable[[], str]
+    log_state: Callable[[], pb.LogState]
     scheduler_worker_id: Callable[[], str]
 
 
@@ -364,6 +365,7 @@ class WorkerService(GuardedService):
             version=__version__,
             host=self._identity.host,
             advertise_address=self._identity.advertise_address(),
+            log=self._identity.log_state(),
             slots=self._identity.slots,
             queue_length=self._identity.queue_length,
             uptime=timedelta(seconds=time.monotonic() - self._identity.started_monotonic_s),

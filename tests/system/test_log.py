@@ -83,6 +83,9 @@ async def test_a_reader_that_stands_still_holds_up_nothing(tmp_path: Path) -> No
             await fill_pipe(client, pipe)
             last = await client.start("true")
             assert (await client.wait(last.job_id, PATIENCE_S)).exit_code == 0
+            log = (await client.worker()).log
+            assert "stands still" in log.problem
+            assert (log.held_lines > 0, log.lost_lines) == (True, 0)
             await eventually(lambda: all_are_finished(worker), PATIENCE_S)
             latest = len(worker.events())
             await asyncio.sleep(1.1)  # held back for less would not be told of

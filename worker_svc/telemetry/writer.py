@@ -22,6 +22,7 @@ from worker_svc.supervisor import crashpoints
 from worker_svc.telemetry.cursor import Cursor
 from worker_svc.telemetry.file import LogFile
 
+STANDS_STILL: Final = "whoever reads the log, or its disk, stands still"
 HELD_MAX_BYTES: Final = 4 * 1024 * 1024
 # A write takes less; a disk or a reader that takes longer stands still.
 _STALLED_AFTER_S: Final = 0.25
@@ -122,8 +123,10 @@ class LogWriter:
     def is_stalled(self) -> bool:
         return 0 < self._began_s < time.monotonic() - _STALLED_AFTER_S
 
-    def has_room(self, size: int) -> bool:
-        return self._held_bytes + size <= HELD_MAX_BYTES
+    @property
+    def hindrance(self) -> str:
+        """What keeps lines from being written now; usually nothing."""
+        return self.problem or (STANDS_STILL if self.is_stalled else "")
 
     async def settled(self, number: int) -> str:
         """Returns once these lines are written, or cannot be now: with the `problem`, if there is one."""
@@ -213,7 +216,7 @@ class LogWriter:
             self._lose(lines)
             return
         data, ends = b"".join(lines.lines), [0, *accumulate(map(len, lines.lines))]
-        at, reason = 0, "whoever reads the log, or its disk, stood still"
+        at, reason = 0, STANDS_STILL
         while True:
             if self._follow():
                 at = ends[lines.written]  # a line that was cut short is written there whole

@@ -854,6 +854,24 @@ class GetWorkerRes(betterproto.Message):
      by itself, for want of an inotify instance. Usually empty.
     """
 
+    log: "LogState" = betterproto.message_field(31)
+    """How the worker's log is, which cannot tell so itself."""
+
+
+@dataclass(eq=False, repr=False)
+class LogState(betterproto.Message):
+    problem: str = betterproto.string_field(1)
+    """
+    Why nothing is written now: the file's disk is full, or a reader or a disk stands still. Usually empty.
+    """
+
+    held_lines: int = betterproto.uint64_field(2)
+    """
+    Lines that are held back until it can be, and those that were lost since the worker started.
+    """
+
+    lost_lines: int = betterproto.uint64_field(3)
+
 
 @dataclass(eq=False, repr=False)
 class RegisterReq(betterproto.Message):
