@@ -35,7 +35,6 @@ FOREIGN = {
     "with a file": ("touch state/passwd", "not empty ('passwd')"),
     "with a name to be careful with": (r"touch state/$'\e[2J'", r"not empty ('\x1b[2J')"),
     "with much": ("touch state/{0..8}", "('0', '1', '2' and 6 more)"),
-    "for all": ("chmod 1777 state", "is there for all users (mode 1777)"),
     "with a file, for all": ("touch state/x; chmod 1777 state", "not empty ('x')"),
     "with another's database": (f"cp other.sqlite3 state/{STORE_NAME}", "is another program's database"),
     "with another's file": (f"echo x >state/{STORE_NAME}", "is no database (any more)"),
@@ -44,6 +43,7 @@ FOREIGN = {
     "a file": ("rmdir state; touch state", "is no directory"),
     "below a file": ("rmdir state; cd ..; rmdir over; touch over", "is no directory"),
     "a link to nothing": ("rmdir state; ln -s gone state", "is a link to gone"),
+    "a link to one that is everybody's": ("rmdir state; ln -s /tmp state", "is there for everybody"),
     "a link to a foreign one": ("rmdir state; ln -s /etc state", "is no state directory"),
 }
 
@@ -74,6 +74,7 @@ def test_a_directory_that_is_not_ours_is_left_alone(tmp_path: Path, kind: str) -
 OURS = {
     "empty": "true",
     "empty, of others": "chmod 777 state",
+    "empty, as a tmpfs of Docker": "chmod 1777 state",
     "not there": "rmdir state",
     "nor what is above": "rmdir state; cd ..; rmdir over",
     "a link to an empty one": "mv state real; ln -s real state",

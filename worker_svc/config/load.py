@@ -24,8 +24,8 @@ MAX_FILE_BYTES = 1 << 20
 
 _VARIABLE_PREFIX = "WORKER_SVC_"
 _PAIR_COLUMNS = 40
-# What Kubernetes puts into each pod beside a Service called worker-svc, or worker-svc-SOMETHING, and Docker beside a
-# linked container of that name (kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
+# What Kubernetes puts into each pod beside a Service called worker-svc, or worker-svc-SOMETHING
+# (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
 _SERVICE_LINK = re.compile(
     r"WORKER_SVC_(?:[A-Z0-9_]+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)",
     re.ASCII,

@@ -8,9 +8,13 @@ import stat
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Final
 
 from worker_svc.config import Address, Config
 from worker_svc.supervisor import statedir
+
+# As the FHS has them; in containers they can be empty.
+_EVERYBODYS: Final = ("/tmp", "/var/tmp", "/dev/shm", "/run")  # noqa: S108
 
 
 def problems_of(config: Config, config_file: Path | None) -> Iterator[str]:
@@ -28,7 +32,9 @@ def problems_of(config: Config, config_file: Path | None) -> Iterator[str]:
             )
         wrong = statedir.what_is_wrong(str(state_dir))
         if not wrong and not statedir.has_store(str(state_dir)):
-            wrong = _what_is_foreign(state_dir, found.st_mode, _own_files(config, config_file))
+            wrong = _what_is_foreign(state_dir, _own_files(config, config_file))
+        if any(Path(shared).exists() and state_dir.samefile(shared) for shared in _EVERYBODYS):
+            wrong = f"{state_dir}: is there for everybody, and would be closed to them: name one below it, or another"
         if wrong:
             yield wrong
         elif not os.access(state_dir, os.R_OK | os.W_OK | os.X_OK):
@@ -54,16 +60,13 @@ def _why_not_writable(folder: Path) -> str:
     return "is on a read-only file system" if os.statvfs(folder).f_flag & os.ST_RDONLY else "permission denied"
 
 
-def _what_is_foreign(state_dir: Path, mode: int, own: list[Path]) -> str:
+def _what_is_foreign(state_dir: Path, own: list[Path]) -> str:
     """Of a directory that has no store."""
     ours = {path.relative_to(state_dir).parts[:1] for path in own if path.is_relative_to(state_dir)}
     names = [name for name in statedir.foreign_names(str(state_dir)) if (name,) not in ours]
     if names:
         what = f"is no state directory, and not empty ({statedir.shown(names)})"
         return f"{state_dir}: {what}: name one that is empty, or not there yet"
-    if mode & stat.S_ISVTX and mode & stat.S_IWOTH:
-        what = f"is there for all users (mode {stat.S_IMODE(mode):04o})"
-        return f"{state_dir}: {what}: name one that is to be the worker's alone"
     return ""
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from worker_svc.supervisor import syscalls
 from worker_svc.supervisor.store import JobStore
 
+_MACHINE_ID: Final = "/etc/machine-id"
 _KEY: Final = "original"
 _KEY_BEFORE: Final = "directory"
 """As stores have it that were made by version 0.1: machine, f_fsid and inode."""
@@ -41,7 +42,8 @@ def _identity(state_dir: str) -> dict[str, Any]:
     found = os.stat(state_dir)
     born = syscalls.birth_ns(os.fsencode(state_dir))
     return {
-        "machine": _machine(),
+        # One that is mounted there was made for this boot, or this container, alone (machine-id(5)).
+        "machine": "" if os.path.ismount(_MACHINE_ID) else _machine(),
         "inode": found.st_ino,
         # A file system that knows no time of birth is told by its own number instead.
         "born": f"on {os.statvfs(state_dir).f_fsid}" if born is None else born,
@@ -65,12 +67,12 @@ def _was_original(kept: str | None, here: dict[str, Any], state_dir: str) -> boo
     now = os.statvfs(state_dir).f_fsid
     # Some file systems (XFS, F2FS) give the device's number for their own: it tells nothing.
     is_same_disk = now == int(fsid) or now == here["device"]
-    return (machine, int(inode)) == (here["machine"], here["inode"]) and is_same_disk
+    return (machine, int(inode)) == (_machine(), here["inode"]) and is_same_disk
 
 
 def _machine() -> str:
     try:
-        with open("/etc/machine-id", encoding="ascii") as file:
+        with open(_MACHINE_ID, encoding="ascii") as file:
             return file.read().strip()
     except FileNotFoundError:
         return ""

@@ -230,7 +230,7 @@ class Supervisor:
             self._timers.attempt(self._jobs.endings.on_child_died)
         if signal.SIGHUP in numbers:
             self._mend()
-        if signal.SIGTERM in numbers:
+        if signal.SIGTERM in numbers and not self._is_asked_to_leave:
             # Of anybody: a job's `kill $PPID`, too. Until the moment without jobs comes, all goes on.
             note("supervisor.asked_to_leave", jobs=len(self._jobs))
             self._is_asked_to_leave = True
