@@ -141,8 +141,11 @@ class Connection:
             return []
         try:
             return self._decoder.feed(received)
-        except (frames.FrameError, MemoryError) as error:
-            note("connection.refused", reason=str(error) or "out of memory")
+        except MemoryError:  # part of a frame may be lost: the worker connects again, and asks again
+            self.close()
+            raise
+        except frames.FrameError as error:
+            note("connection.refused", reason=str(error))
             self.close()
             return []
 
