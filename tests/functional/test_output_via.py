@@ -182,6 +182,19 @@ def test_a_pipe_that_is_gone_is_told(supervisor: SupervisorProcess, tmp_path: Pa
     assert supervisor.output("j") == b"x\n"
 
 
+def test_what_is_left_of_a_lost_job_holds_is_kept(supervisor: SupervisorProcess, tmp_path: Path) -> None:
+    """Its first process ends while no supervisor is there, another has its pipe still."""
+    go, done = tmp_path / "go", tmp_path / "done"
+    script = f'until [ -e "{go}" ]; do sleep 0.01; done; echo last words; sleep 999 & touch "{done}"'
+    supervisor.run("j", shell(script), **PIPE)
+    supervisor.kill()
+    go.touch()
+    eventually_sync(done.exists, PATIENCE_S)
+    supervisor.start()
+    record = supervisor.wait_finished("j")
+    assert (supervisor.output("j"), record.output_size_bytes) == (b"last words\n", 11)
+
+
 def test_truncated_by_an_operator(supervisor: SupervisorProcess, state: Path, tmp_path: Path) -> None:
     """All before is a hole, all after is there, and the record says what was lost."""
     go = tmp_path / "go"

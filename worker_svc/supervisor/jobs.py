@@ -286,7 +286,7 @@ class Jobs:
             return
         if not job.has_outputs:
             if job.adopted:
-                self.outputs.take_up(job, self._pids(job))
+                self.outputs.take_up(job, self.pids(job))
             else:
                 self.outputs.begin(job, pipes)
         if job.pidfd not in self._by_pidfd:
@@ -296,9 +296,10 @@ class Jobs:
             age_s = (time.monotonic_ns() - job.started_monotonic_ns) / NS_PER_S
             self._timers.after(max(0.0, job.timeout_s - age_s), partial(self.stops.on_timeout, job), job)
 
-    def _pids(self, job: LiveJob) -> Iterator[int]:
-        """Its first process, and then, if that is not enough, all."""
-        yield job.pid
+    def pids(self, job: LiveJob) -> Iterator[int]:
+        """Of its first process, if that is there, and then, if one is not enough, of all."""
+        if job.pidfd >= 0:
+            yield job.pid
         assert job.container is not None
         yield from (one.pid for one in self.containment.survivors(job.container) if one.pid != job.pid)
 

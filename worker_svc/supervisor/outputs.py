@@ -17,6 +17,7 @@ from worker_svc.supervisor.output_pump import OutputPump, find_pipes, why_no_pip
 from worker_svc.supervisor.store import output_path, stderr_path
 from worker_svc.supervisor.transitions import Transitions
 
+PIPE_GONE: Final = "its pipe was gone when a new supervisor came: its last bytes may be missing"
 _COLUMNS: Final = ("output_size_bytes", "stderr_size_bytes")
 
 
@@ -78,6 +79,8 @@ class Outputs:
             self.begin(job, ())
             return
         paths = self.paths(job)
+        if job.state is JobState.STARTING and not os.path.lexists(paths[0]):
+            return  # it never came to be
         files: list[int] = []
         try:
             for path in paths:
@@ -94,7 +97,7 @@ class Outputs:
                 continue
             os.close(file)
             job.pipes.append(None)
-            self._remark(job, "its pipe was gone when a new supervisor came: its last bytes may be missing", True)
+            self._remark(job, PIPE_GONE, True)
         job.has_outputs = True
 
     def _add(self, job: LiveJob, reader: int, file: int, cap_bytes: int, policy: OutputPolicy) -> None:
@@ -114,17 +117,20 @@ class Outputs:
         """At the end of the job, of any: the columns that tell how large its output is, which is where streams of it
         end, and what is left of it on disk."""
         columns: dict[str, Any] = dict.fromkeys(_COLUMNS[: 1 + job.separate_stderr])
+        losses: list[str] = []
         stored_bytes = 0
         for index, path in enumerate(self.paths(job)):
             size, lost = self._size_of(job, index, path)
             columns[_COLUMNS[index]] = size
             if lost:
-                self._remark(job, lost, True)
+                losses.append(f"standard error: {lost}" if index else lost)
             try:
                 stored_bytes += os.stat(path).st_blocks * 512
             except OSError:  # it never started, an operator removed it, or its disk is dead
                 continue
         job.pipes = []
+        if losses:
+            self._remark(job, "; ".join(losses), True)
         return {**columns, "stored_bytes": stored_bytes, "output_loss": job.output_loss}
 
     def _size_of(self, job: LiveJob, index: int, path: str) -> tuple[int | None, str]:
@@ -141,13 +147,14 @@ class Outputs:
 
     def _remark(self, job: LiveJob, text: str, is_lost: bool) -> None:
         """On record, to who watches, and in the log; what is lost once a job."""
-        if job.state not in (JobState.RUNNING, JobState.STOPPING) or (is_lost and text == job.output_loss):
+        if job.state is JobState.FINISHED or (is_lost and text == job.output_loss):
             return
         changes = {"output_loss": text} if is_lost else {}
         if is_lost and job.output_loss:
             self._ledger.annotate(job, changes)
-        else:
+        elif job.state in (JobState.RUNNING, JobState.STOPPING):
             note("job.output", job_id=job.job_id, text=text)
             self._transitions.move(job, Event.REMARK, changes=changes, reason=f"output: {text}")
+        # else its end will tell
         if is_lost:
             job.output_loss = text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 
-from worker_svc.job import JobState, StopCause
+from worker_svc.job import JobSpec, JobState, StopCause
 from worker_svc.supervisor import adoption, crashpoints
 from worker_svc.supervisor.clocks import wall_ns
 from worker_svc.supervisor.jobs import Jobs
@@ -52,10 +52,8 @@ def _adopt(jobs: Jobs, job: LiveJob, row: LiveRow, store: JobStore) -> None:
     pidfd = adoption.open_pidfd(row.pid, row.start_ticks)
     job.adopted = True
     if pidfd is None:
-        # What is left of it, if anything, is ended with it.
         job.container = jobs.containment.adopt(job.job_id, accepted_ns=job.accepted_ns)
-        jobs.containment.kill(job.container)
-        jobs.lose(job, "it ended while no supervisor was there")
+        _lose(jobs, job, store.spec_of(job.ordinal), "it ended while no supervisor was there")
         return
     job.pidfd = pidfd
     job.container = jobs.containment.adopt(job.job_id, row.pid, pidfd, row.start_ticks, accepted_ns=job.accepted_ns)
@@ -79,14 +77,22 @@ def _find_started(jobs: Jobs, job: LiveJob, store: JobStore, rebooted: bool) -> 
     is_it = leader is not None and adoption.may_run(leader.pid, spec.argv)
     pidfd = adoption.open_pidfd(leader.pid, leader.start_ticks) if leader and is_it else None
     if leader is None or pidfd is None:
-        jobs.containment.kill(job.container)
-        jobs.lose(job, "the supervisor died while it started the job, which may or may not have run")
+        _lose(jobs, job, spec, "the supervisor died while it started the job, which may or may not have run")
         return
     jobs.containment.take_over(job.container, leader.pid, pidfd, leader.start_ticks)
     job.take(spec)
     if job.stop_cause is not StopCause.NONE:
         job.asked_cause, job.stop_cause, job.asked = job.stop_cause, StopCause.NONE, (None, None)
     jobs.go_on_running(job, Spawned(leader.pid, pidfd, leader.start_ticks), wall_ns())
+
+
+def _lose(jobs: Jobs, job: LiveJob, spec: JobSpec, reason: str) -> None:
+    """Its first process is gone. What is left of it, which may hold some of its output, is ended with it."""
+    assert job.container is not None
+    job.take(spec)
+    jobs.outputs.take_up(job, jobs.pids(job))
+    jobs.containment.kill(job.container)
+    jobs.lose(job, reason)
 
 
 def _remember(store: JobStore, key: str, value: str | bytes) -> None:

@@ -17,7 +17,7 @@ from worker_svc.supervisor.threads import start_thread
 
 _SLACK_BYTES: Final = 4 * 1024 * 1024
 _PIECE_BYTES: Final = 256 * 1024
-_FULL_PAUSE_S: Final = 0.05
+_FULL_PAUSE_S: Final = 0.25
 _NEWS: Final = struct.Struct("@iiq")
 # Kept in step with _pump.h.
 EXCEEDED, NOT_DROPPED, FULL, TRUNCATED, BROKEN = range(1, 6)
