@@ -31,7 +31,7 @@ from worker_svc.pb import jobscheduler as pb
 from worker_svc.policy import CommandPolicy, base_env
 from worker_svc.reading import LongReads
 from worker_svc.registration import Registration
-from worker_svc.security import Reloader, SecurityError, acceptance, scheduler_context, server_context
+from worker_svc.security import Reloader, SecurityError, acceptance, expiry_s, scheduler_context, server_context
 from worker_svc.server import GrpcServer, close_sockets, open_sockets
 from worker_svc.service import Identity, WorkerService
 from worker_svc.supervisor import crashpoints, statedir
@@ -208,6 +208,7 @@ class _Worker:
             service,
             config.transport,
             identify=doorkeeper.rate_key,
+            expiry_s=expiry_s,
             on_refused=audit.handshake_refused,
         )
         address = server.serve(config.grpc_server.addr, sockets, context)

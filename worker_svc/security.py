@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import math
 import os
 import re
 import ssl
@@ -145,6 +146,13 @@ def acceptance(context: ssl.SSLContext | None, crl_file: Path | None) -> Callabl
         return expires_s > time.time() and not _is_listed(serial, revoked) and _anchor(connection) in authorities
 
     return accepts
+
+
+def expiry_s(connection: ssl.SSLObject) -> float:
+    """When, in seconds since the epoch, the certificate that the client showed expires, or one of those above it."""
+    chain: Any = connection._sslobj.get_verified_chain()  # type: ignore[attr-defined]  # the public one, of 3.13, has only bytes
+    ends = [ssl.cert_time_to_seconds(str(certificate.get_info()["notAfter"])) for certificate in chain or ()]
+    return min(ends, default=math.inf)
 
 
 def _crl_bytes(crl_file: Path) -> bytes:

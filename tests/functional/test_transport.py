@@ -443,6 +443,7 @@ def test_followers_never_starve_a_stop() -> None:
 
 def test_connections_of_one_peer_and_in_all() -> None:
     with GrpcHost(max_connections=5, max_connections_per_peer=3) as host:
+        host.warns = "too many connections (transport.max_connections, max_connections_per_peer): 1 refused"
         mine = [RawClient(host.address) for _ in range(3)]
         assert all(works(client) for client in mine)
         with RawClient(host.address, begin=False) as refused:
@@ -457,6 +458,28 @@ def test_connections_of_one_peer_and_in_all() -> None:
             assert works(client)
         for client in mine + others:
             client.close()
+
+
+def silent(host: GrpcHost, count: int, source: str) -> list[RawClient]:
+    return [RawClient(host.address, begin=False, source=source) for _ in range(count)]
+
+
+def test_who_says_nothing_makes_way() -> None:
+    """For whoever comes, of the same address or another; who has begun to speak stays."""
+    with GrpcHost(max_connections=16, max_connections_per_peer=8, connect_timeout_s=60.0) as host:
+        host.warns = "closed that had not said who they are, most of 127.0.0.2"
+        with RawClient(host.address) as first, RawClient(host.address, source="127.0.0.2") as second:
+            assert works(first)
+            assert works(second)
+            held = [one for source in ("127.0.0.2", "127.0.0.3") for one in silent(host, 30, source)]
+            for source in ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"):
+                with RawClient(host.address, source=source) as client:
+                    assert works(client)
+            assert works(first)
+            assert works(second)
+            assert int(host.ask("connections")) <= 16
+        for one in held:
+            one.close()
 
 
 def test_requests_a_second() -> None:

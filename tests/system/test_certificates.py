@@ -7,7 +7,8 @@ import signal
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from cryptography import x509
 from tests.support import programs
 from tests.support.peers import Peer, Peers
 from tests.support.secured import make_certs, tls_keys
+from tests.support.waiting import eventually_sync
 from tests.support.workers import Worker
 from worker_svc.certs import Authority, make_directory, read_pair
 
@@ -57,6 +59,45 @@ def test_who_is_revoked_makes_no_new_calls_on_an_open_connection(tmp_path: Path)
         assert [chunk.data for chunk in stream] == [chunk.data for chunk in theirs] == [b"done\n"]
         operator.ok("GetWorker")
         assert red.call("GetWorker").name == "UNAVAILABLE"
+
+
+def test_who_expires_makes_no_new_calls_on_an_open_connection(tmp_path: Path) -> None:
+    with served(tmp_path) as (worker, peers), peers.connect(worker.address, "operator") as operator:
+        _, theirs = follow(operator, tmp_path / "go")
+        authority = Authority(read_pair(peers.certs, "ca"))
+        before = datetime.now(UTC) - timedelta(days=1)
+        brief = authority.issue("red", [x509.DNSName("red")], starts=before, days=8 / 86400)
+        brief.write(peers.certs, "brief")
+        with peers.connect(worker.address, "brief") as red:
+            _, stream = follow(red, tmp_path / "go")
+            eventually_sync(lambda: red.call("GetWorker").name == "UNAVAILABLE")
+            assert datetime.now(UTC) >= brief.certificate.not_valid_after_utc
+            assert red.call("GetWorker").name == "UNAVAILABLE"
+            # What ran goes on until it ends, and others notice nothing.
+            (tmp_path / "go").touch()
+            assert [chunk.data for chunk in stream] == [chunk.data for chunk in theirs] == [b"done\n"]
+            operator.ok("GetWorker")
+
+
+def test_who_shows_no_certificate_locks_nobody_out_who_has_one(tmp_path: Path) -> None:
+    """Silent connections, and ones that stop within their handshake, from several addresses and that of the client."""
+    certs = make_certs(tmp_path / "certs")
+    keys = {**tls_keys(certs), "TRANSPORT_MAX_CONNECTIONS": "40", "TRANSPORT_MAX_CONNECTIONS_PER_PEER": "20"}
+    peers = Peers(certs, tmp_path)
+    with Worker(tmp_path, **keys) as worker, ExitStack() as stack:
+        first = stack.enter_context(peers.connect(worker.address, "operator"))
+        first.ok("GetWorker")
+        host, _, port = worker.address.rpartition(":")
+        for number in range(200):
+            source = (f"127.0.0.{number % 5 + 1}", 0)
+            silent = stack.enter_context(socket.create_connection((host, int(port)), source_address=source))
+            with suppress(ConnectionError):
+                silent.sendall(b"\x16\x03\x01\x02\x00\x01" if number % 2 else b"")
+        for _ in range(5):
+            with peers.connect(worker.address, "red") as red:
+                red.ok("GetWorker")
+        first.ok("GetWorker")
+        assert "too many connections (transport.max_connections" in worker.log_path.read_text()
 
 
 def test_an_authority_that_is_not_trusted_any_more(tmp_path: Path) -> None:

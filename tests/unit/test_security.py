@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import ssl
 import time
@@ -16,7 +17,7 @@ from tests.support.waiting import eventually
 from worker_svc import security
 from worker_svc.certs import Authority, make_directory, read_pair
 from worker_svc.config import GrpcServerConfig
-from worker_svc.security import Reloader, SecurityError, acceptance, server_context
+from worker_svc.security import Reloader, SecurityError, acceptance, expiry_s, server_context
 
 
 @pytest.fixture
@@ -65,6 +66,17 @@ def test_revoked_or_expired(certs: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not accepts(certs, blue)
 
 
+def test_when_it_expires(certs: Path) -> None:
+    served = server_context(config(certs))
+    assert served is not None
+    red, ca = connected(served, certs, "red"), read_pair(certs, "ca")
+    until = [pair.certificate.not_valid_after_utc.timestamp() for pair in (read_pair(certs, "red"), ca)]
+    assert expiry_s(red) == min(until)
+    brief = Authority(ca).issue("red", [], days=0.5)
+    brief.write(certs, "brief")
+    assert expiry_s(connected(served, certs, "brief")) == brief.certificate.not_valid_after_utc.timestamp()
+
+
 def test_of_another_authority(certs: Path) -> None:
     served = server_context(config(certs))
     assert served is not None
@@ -80,6 +92,7 @@ def test_who_was_asked_for_no_certificate(certs: Path) -> None:
     assert plain is not None
     nobody = connected(plain, certs, "")
     assert acceptance(plain, None)(nobody)
+    assert expiry_s(nobody) == math.inf
     assert not accepts(certs, nobody)
 
 

@@ -199,6 +199,7 @@ class CallHandler(Handler):
     def accept(self, stream: H2Stream, headers: Any, release_stream: Callable[[], Any]) -> None:
         """Starts the call, or answers at once: whatever is refused here costs no task."""
         protocol = self._protocol
+        protocol.leave_if_expired()
         if protocol.is_leaving or len(self.running) >= self._limits.max_streams:
             # Nothing was processed: the client may repeat the call elsewhere (RFC 9113, 8.7).
             self._reset(stream, ErrorCodes.REFUSED_STREAM, release_stream)

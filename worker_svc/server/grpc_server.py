@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import resource
 import socket
 import ssl
@@ -16,9 +17,10 @@ from h2.config import H2Configuration
 
 from worker_svc.codec import MessageCodec
 from worker_svc.config import Address, TransportConfig
+from worker_svc.server.admission import Admission, Place
 from worker_svc.server.listener import Listener, open_sockets
 from worker_svc.server.protocol import READ_BYTES, ServerProtocol, Shared
-from worker_svc.server.rates import Admission, ReceiveBudget, RequestRates
+from worker_svc.server.rates import ReceiveBudget, RequestRates
 from worker_svc.server.sending import SendBudget
 from worker_svc.server.turns import Turns
 
@@ -47,9 +49,10 @@ class GrpcServer(Server):
         *,
         others: Sequence[IServable] = (),
         identify: Identify | None = None,
+        expiry_s: Callable[[ssl.SSLObject], float] = lambda connection: math.inf,
         on_refused: Callable[[str, str], None] = lambda peer, reason: None,
     ) -> None:
-        """`on_refused`: as of Listener."""
+        """`expiry_s`: when, by the wall clock, a connection takes no more new calls. `on_refused`: as of Listener."""
         super().__init__([service, *others], codec=MessageCodec())
         self._service = service
         self._on_refused = on_refused
@@ -75,6 +78,7 @@ class GrpcServer(Server):
             receiving=ReceiveBudget(limits.max_receiving_bytes),
             sending=SendBudget(limits.max_sending_bytes),
             turns=Turns(),
+            expiry_s=expiry_s,
             identify=identify or (lambda transport, peer: peer),
             read_buffer=memoryview(bytearray(READ_BYTES)),
         )
@@ -170,8 +174,8 @@ class GrpcServer(Server):
         except TimeoutError:
             return
 
-    def _make_protocol(self, peer: str) -> ServerProtocol:
-        return ServerProtocol(self._shared, peer, self._on_made, self._on_lost)
+    def _make_protocol(self, place: Place) -> ServerProtocol:
+        return ServerProtocol(self._shared, place, self._on_made, self._on_lost)
 
     def _on_made(self, protocol: ServerProtocol) -> None:
         self._protocols.add(protocol)
@@ -183,7 +187,6 @@ class GrpcServer(Server):
 
     def _on_lost(self, protocol: ServerProtocol) -> None:
         self._protocols.discard(protocol)
-        self._admission.leave(protocol.peer)
         if not self._protocols:
             self._all_gone.set()
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from worker_svc.config import LOCALHOST, Address
+from worker_svc.server.admission import Admission, Place
 from worker_svc.server.protocol import ServerProtocol
-from worker_svc.server.rates import Admission
 from worker_svc.server.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Listener:
         context: ssl.SSLContext | None,
         admission: Admission,
         turns: Turns,
-        make_protocol: Callable[[str], ServerProtocol],
+        make_protocol: Callable[[Place], ServerProtocol],
         handshake_timeout_s: float,
         on_refused: Callable[[str, str], None],
     ) -> None:
@@ -88,20 +88,22 @@ class Listener:
                 self._pause(listening)
                 return
             peer = peer_of(accepted, address)
-            if not self._admission.enter(peer):
+            place = self._admission.enter(peer)
+            if place is None:
                 accepted.close()
                 continue
             accepted.setblocking(False)
             self._accepted.add(accepted)
-            self._turns.submit(peer, partial(self._begin, accepted, peer))
+            self._turns.submit(peer, partial(self._begin, accepted, place))
 
-    def _begin(self, accepted: socket.socket, peer: str) -> None:
+    def _begin(self, accepted: socket.socket, place: Place) -> None:
         self._accepted.discard(accepted)
         if accepted.fileno() < 0:  # closed meanwhile, as the listener was
-            self._admission.leave(peer)
+            place.leave()
             return
-        self._turns.charge(peer, _CONNECT_S if self.context is None else _HANDSHAKE_S)
-        task = self._loop.create_task(self._connect(accepted, peer))
+        self._turns.charge(place.peer, _CONNECT_S if self.context is None else _HANDSHAKE_S)
+        task = self._loop.create_task(self._connect(accepted, place))
+        place.drop = task.cancel
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
 
@@ -115,8 +117,8 @@ class Listener:
         pause = self._loop.call_later(_OUT_OF_FILES_S, go_on)
         self._pauses.add(pause)
 
-    async def _connect(self, accepted: socket.socket, peer: str) -> None:
-        protocol = self._make_protocol(peer)
+    async def _connect(self, accepted: socket.socket, place: Place) -> None:
+        protocol = self._make_protocol(place)
         context = self.context
         timeout_s = None if context is None else self._handshake_timeout_s
         try:
@@ -124,13 +126,13 @@ class Listener:
                 lambda: protocol, accepted, ssl=context, ssl_handshake_timeout=timeout_s
             )
         except ssl.SSLError as error:
-            self._on_refused(peer, getattr(error, "verify_message", "") or error.reason or str(error))
+            self._on_refused(place.peer, getattr(error, "verify_message", "") or error.reason or str(error))
         except OSError as error:  # gone
-            log.debug("handshake with %s failed: %s", peer, error)
+            log.debug("handshake with %s failed: %s", place.peer, error)
         finally:
             if not protocol.is_made:
                 accepted.close()
-                self._admission.leave(peer)
+                place.leave()
 
 
 def peer_of(accepted: socket.socket, address: object) -> str:

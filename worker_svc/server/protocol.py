@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import ssl
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from h2.exceptions import ProtocolError
 
 from worker_svc.config import TransportConfig
 from worker_svc.server import gate
+from worker_svc.server.admission import Place
 from worker_svc.server.calls import CallHandler
 from worker_svc.server.gate import Abuse, FrameGate
 from worker_svc.server.h2_connection import (
@@ -75,6 +77,7 @@ class Shared:
     sending: SendBudget
     turns: Turns
     identify: Callable[[asyncio.BaseTransport, str], str]
+    expiry_s: Callable[[ssl.SSLObject], float]
     # One for all: it is filled and emptied within one turn of the loop.
     read_buffer: memoryview
     probation: dict[str, float] = field(default_factory=dict)
@@ -89,12 +92,13 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
     def __init__(
         self,
         shared: Shared,
-        peer: str,
+        place: Place,
         on_made: Callable[[ServerProtocol], None],
         on_lost: Callable[[ServerProtocol], None],
     ) -> None:
         self.shared = shared
-        self.peer = peer
+        self.peer = peer = place.peer
+        self._place = place
         self.budget = shared.receiving.share()
         self.is_leaving = False
         """Whether new calls are refused."""
@@ -124,6 +128,8 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
         self._lingering: asyncio.TimerHandle | None = None
         self._now_s = self._opened_s = self._heard_s = self._idle_since_s = now_s
         self._has_begun = False
+        self._expires_s = math.inf
+        """By the wall clock."""
         self._partial_since_s = 0.0
         self._header_bytes = 0
         """Of the header block that is arriving."""
@@ -139,6 +145,10 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self.identity = self.shared.identify(transport, self.peer)
+        self._expires_s = math.inf if self.tls is None else self.shared.expiry_s(self.tls)
+        self._place.drop = self._transport.abort
+        if self.identity != self.peer:
+            self._place.keep()  # by its certificate
         sock = transport.get_extra_info("socket")
         if sock is not None:
             _set_nodelay(sock)
@@ -243,7 +253,9 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
 
     def _on_frame(self, kind: int, length: int, flags: int, stream_id: int) -> None:
         """Raises Abuse."""
-        self._has_begun = True
+        if not self._has_begun:
+            self._has_begun = True
+            self._place.keep()
         self._partial_since_s = 0.0
         match kind:
             case gate.DATA:
@@ -331,6 +343,7 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
             if since_s and now_s - since_s > limits.request_timeout_s and not self._is_held:
                 self.end(ErrorCodes.ENHANCE_YOUR_CALM, "a frame did not arrive in time")
                 return
+        self.leave_if_expired()
         self.calls.end_overdue(now_s - limits.request_timeout_s)
         if limits.idle_timeout_s and not self.calls.running and now_s - self._idle_since_s > limits.idle_timeout_s:
             self.end(ErrorCodes.NO_ERROR, "idle")
@@ -349,6 +362,12 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
             self._leave_soon()
 
     # Ending
+
+    def leave_if_expired(self) -> None:
+        """OpenSSL looks at certificates in handshakes only."""
+        if not self.is_leaving and time.time() >= self._expires_s:
+            log.info("connection of %s takes no new calls: its certificate has expired", self.identity)
+            self.leave()
 
     def leave(self) -> None:
         """No new calls from now on; GOAWAY once those that run have ended."""
@@ -401,5 +420,6 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
                 handle.cancel()
         super().connection_lost(exc)
         self._transport = None
+        self._place.leave()
         self.calls.let_go()
         self._on_lost(self)

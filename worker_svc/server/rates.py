@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 
 class TokenBucket:
     """Fills at a rate, up to a burst; what is taken must be there."""
@@ -112,34 +110,3 @@ class ConnectionBudget:
     def release(self, size: int) -> None:
         self._claimed -= size
         self._whole.release(size)
-
-
-class Admission:
-    """Connections at once: in all, and from one peer."""
-
-    def __init__(self, limit: Callable[[], int], limit_per_peer: int) -> None:
-        self._limit = limit
-        self._limit_per_peer = limit_per_peer
-        self._count = 0
-        self._of_peer: dict[str, int] = {}
-        self.refused = 0
-
-    def enter(self, peer: str) -> bool:
-        of_peer = self._of_peer.get(peer, 0)
-        if self._count >= self._limit() or of_peer >= self._limit_per_peer:
-            self.refused += 1
-            return False
-        self._count += 1
-        self._of_peer[peer] = of_peer + 1
-        return True
-
-    def leave(self, peer: str) -> None:
-        self._count -= 1
-        left = self._of_peer[peer] - 1
-        if left:
-            self._of_peer[peer] = left
-        else:
-            del self._of_peer[peer]
-
-    def __len__(self) -> int:
-        return self._count
