@@ -9,6 +9,7 @@ import signal
 import socket
 import sqlite3
 import ssl
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from worker_svc.messages.defaults import start_defaults
 from worker_svc.output import OutputReader
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.policy import CommandPolicy, base_env
+from worker_svc.printable import printable
 from worker_svc.reading import LongReads
 from worker_svc.registration import Registration
 from worker_svc.security import Reloader, SecurityError, acceptance, expiry_s, scheduler_context, server_context
@@ -71,7 +73,7 @@ def serve(config: Config, config_file: Path | None = None, *, file_is_named: boo
     try:
         log = set_up_log(config.log, masker)
     except OSError as error:
-        print(f"worker-svc: log.file: {error}", flush=True)
+        print(printable(f"worker-svc: log.file: {error}"), file=sys.stderr, flush=True)
         return 1
     try:
         _check_start(config, config_file, log.events, is_named=file_is_named)

@@ -116,7 +116,7 @@ def killed_while_writing(folder: Path, before: int, lines: Sequence[bytes], size
     found = path.stat()
     cursor = Cursor(folder / ME, ME)
     cursor.sequence = before
-    cursor.ahead(Place(found.st_dev, found.st_ino, found.st_size), [len(line) for line in lines])
+    cursor.ahead(Place(found.st_dev, found.st_ino, found.st_size), lines)
     cursor.close()
     with path.open("ab") as file:
         file.write(b"".join(lines)[:size])
@@ -129,7 +129,9 @@ async def test_once_across_restarts(folder: Path) -> None:
     assert logged(folder) == list(range(1, 10))
 
 
-async def test_killed_at_any_byte_of_a_batch(folder: Path) -> None:
+@pytest.mark.parametrize("since", ["", '\n{"event":"noise"}\n' * 20])
+async def test_killed_at_any_byte_of_a_batch(folder: Path, since: str) -> None:
+    """`since`: lines of a start that failed, or of another worker."""
     async with run(folder, recorded=moves(1, 2)):
         pass
     path = folder / "worker.log"
@@ -140,6 +142,8 @@ async def test_killed_at_any_byte_of_a_batch(folder: Path) -> None:
     for size in range(sum(map(len, lines)) + 1):
         os.truncate(path, settled)
         killed_while_writing(folder, 2, lines, size)
+        with path.open("a") as log:
+            log.write(since)
         async with run(folder, recorded=moves(1, 6)):
             pass
         assert logged(folder) == [1, 2, 3, 4, 5, 6], f"{size} bytes written"

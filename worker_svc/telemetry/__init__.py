@@ -75,6 +75,7 @@ class Log:
 
     def close(self, timeout_s: float = _LEAVE_TIMEOUT_S) -> None:
         """Writes what is held back, unless that takes longer."""
+        self.audit.tell_left_out()
         self.writer.close(timeout_s)
 
 
@@ -116,16 +117,17 @@ class Audit:
             self.not_allowed(**fields)
             return
         if not self._left_out:
-            asyncio.get_running_loop().call_later(_LEFT_OUT_TOLD_S, self._tell_left_out)
+            asyncio.get_running_loop().call_later(_LEFT_OUT_TOLD_S, self.tell_left_out)
         self._left_out += 1
 
     def handshake_refused(self, peer: str, reason: str) -> None:
         rule = f"TLS handshake: {reason}"
         self.stranger(identity="", role="none", peer=peer, rpc="", job_id="", decision="denied", rule=rule)
 
-    def _tell_left_out(self) -> None:
+    def tell_left_out(self) -> None:
         left_out, self._left_out = self._left_out, 0
-        self._log.warning("audit.left_out", lines=left_out, reason="denials of callers without a role")
+        if left_out:
+            self._log.warning("audit.left_out", lines=left_out, reason="denials of callers without a role")
 
     async def allowed_first(self, *, makes_room: bool, **fields: object) -> None:
         """The line of what is done after it. Raises Unavailable if it cannot be written, and so must not be done.

@@ -1,14 +1,14 @@
-"""`worker.cursor`: which transition the log has, in numbers. No text of the log is ever read to find it.
+"""`worker.cursor`: which transition the log has, in numbers. Nothing is ever searched for in the log to find it.
 
-Before a batch of lines is written, it notes where: in which file, from which byte on, and how long each line is. So
-whatever is killed when, the size of that file says which of the lines are there.
+Before a batch of lines is written, it notes where: in which file, from which byte on, and length and checksum of each.
+So whatever is killed when, it can be told which of them are there, whatever else was written since.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -16,11 +16,12 @@ from typing import Final, NamedTuple
 from worker_svc import frames
 
 # Up to this transition all are logged; whose store's numbers these are; then what is being written: device, inode,
-# offset and how many lines, whose lengths follow.
+# offset and how many lines, of which length and checksum follow.
 _HEAD: Final = struct.Struct("<Q16sQQQI")
-# Head and lengths stay within one page, which the kernel copies as a whole, or not, when we are killed.
-LINES_MAX: Final = 512
-_SIZE: Final = _HEAD.size + 4 * LINES_MAX
+_LINE: Final = struct.Struct("<II")
+# All of it stays within one page, which the kernel copies as a whole, or not, when we are killed.
+_OFFSET_MAX: Final = 2**62
+LINES_MAX: Final = (4096 - _HEAD.size) // _LINE.size
 
 
 class Place(NamedTuple):
@@ -43,8 +44,8 @@ class Cursor:
         self.sequence = 0
         """All up to this transition are logged for certain."""
         self._unsure = Place(0, 0, 0)
-        self._lengths: tuple[int, ...] = ()
-        self._read(os.pread(self._fd, _SIZE, 0))
+        self._lines: list[tuple[int, int]] = []
+        self._read(os.pread(self._fd, 4096, 0))
 
     def _read(self, noted: bytes) -> None:
         # Without the rest it was written by an earlier version, or by nobody.
@@ -54,24 +55,35 @@ class Cursor:
         if worker_id != self._worker_id:
             return
         self.sequence = sequence
-        lengths = noted[_HEAD.size : _HEAD.size + 4 * count]
-        if len(lengths) == 4 * count:
-            self._unsure, self._lengths = Place(*unsure), struct.unpack(f"<{count}I", lengths)
+        lines = noted[_HEAD.size : _HEAD.size + _LINE.size * count]
+        if len(lines) == _LINE.size * count and unsure[-1] <= _OFFSET_MAX:
+            self._unsure, self._lines = Place(*unsure), list(_LINE.iter_unpack(lines))
 
-    def resolve(self, size_of: Callable[[Place], int | None]) -> None:
-        """Counts in what was being written when the last worker ended. Where the file is gone, or none, its lines
-        count as not written: rather twice than never."""
-        if self._lengths:
-            size = size_of(self._unsure)
-            written = 0 if size is None else size - self._unsure.size
-            # Of the last one the line feed may be missing: whoever opened the file has written it.
-            self.sequence += sum(end - 1 <= written for end in itertools.accumulate(self._lengths))
-            self.settle(self.sequence)
+    def resolve(self, open_file: Callable[[Place], int | None]) -> None:
+        """Counts in what was being written when the last worker ended. `open_file` opens the file of a place to
+        read; where it is gone, or none, the lines count as not written: rather twice than never."""
+        if not self._lines:
+            return
+        fd = open_file(self._unsure)
+        if fd is None:
+            return
+        offset = self._unsure.size
+        try:
+            for length, checksum in self._lines:
+                # Without the line feed: if it is missing, whoever writes next ends the line.
+                text = os.pread(fd, max(length - 1, 0), offset)
+                if len(text) != length - 1 or zlib.crc32(text) != checksum:
+                    break
+                offset += length
+                self.sequence += 1
+        finally:
+            os.close(fd)
 
-    def ahead(self, place: Place, lengths: Sequence[int]) -> None:
-        """The lines after `sequence` are about to be written there, at most LINES_MAX. Raises OSError."""
-        head = _HEAD.pack(self.sequence, self._worker_id, *place, len(lengths))
-        os.pwrite(self._fd, head + struct.pack(f"<{len(lengths)}I", *lengths), 0)
+    def ahead(self, place: Place, lines: Sequence[bytes]) -> None:
+        """At most LINES_MAX of the transitions after `sequence` are about to be written there. Raises OSError."""
+        noted = [_LINE.pack(len(line), zlib.crc32(memoryview(line)[:-1])) for line in lines]
+        head = _HEAD.pack(self.sequence, self._worker_id, *place, len(lines))
+        os.pwrite(self._fd, head + b"".join(noted), 0)
 
     def settle(self, sequence: int) -> None:
         """All up to `sequence` are logged. Raises OSError."""

@@ -10,7 +10,7 @@ import fcntl
 import os
 import select
 import stat
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -32,9 +32,8 @@ class LogFile:
         """Otherwise a pipe, a terminal, a socket: it has no size, and what is in it may be read already."""
         self._kept_to: int | None = None
         """Up to which size the file system keeps room for it, as far as is known."""
-        self.found = self.place()
-        """How an earlier worker left it."""
-        self.is_torn = self.is_file and self.found.size > 0 and not _ends_whole(self.fd, self.found.size)
+        size = self.place().size
+        self.is_torn = self.is_file and size > 0 and not _ends_whole(self.fd, size)
         """Whether its last line was cut short."""
 
     def place(self) -> Place:
@@ -45,16 +44,17 @@ class LogFile:
             return place._replace(size=os.lseek(self.fd, 0, os.SEEK_CUR))
         return place
 
-    def size_of(self, place: Place) -> int | None:
-        """Of the file of an earlier place, as that worker left it; None: it is nowhere to be found."""
-        if not self.is_file:
-            return None
-        if (self.found.device, self.found.inode) == place[:2]:
-            return self.found.size
-        # Moved away meanwhile, most likely within its folder.
-        for found in _files_beside(self._path):
-            if (found.st_dev, found.st_ino) == place[:2]:
-                return found.st_size
+    def open_again(self, place: Place) -> int | None:
+        """The file of an earlier place, to be read; None: it is nowhere to be found."""
+        if self._path is None:
+            candidates = ["/proc/self/fd/2"]
+        else:  # it may have been moved away since, most likely within its folder
+            candidates = [str(self._path), *(entry.path for entry in os.scandir(self._path.parent))]
+        for path in map(Path, candidates):
+            with suppress(OSError):  # one that is gone meanwhile, or not for us, is not the one
+                found = path.stat()
+                if stat.S_ISREG(found.st_mode) and (found.st_dev, found.st_ino) == place[:2]:
+                    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         return None
 
     def follow(self) -> bool:
@@ -107,16 +107,16 @@ class LogFile:
 
 def _open(path: Path) -> int:
     # A link could lead to any file of ours, and we would append to it. Those in /dev are the machine's.
-    no_link = 0 if path.parent == Path("/dev") else os.O_NOFOLLOW
-    flags = os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | no_link
+    is_device = path.parent == Path("/dev")
+    flags = os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | (0 if is_device else os.O_NOFOLLOW)
     try:
-        try:
-            # Reading too: a FIFO is then open at once, whether or not somebody reads it.
-            return os.open(path, os.O_RDWR | flags, 0o600)
-        except PermissionError:  # a file we may write and not read
-            fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | flags, 0o600)
-            os.set_blocking(fd, True)
-            return fd
+        if not is_device:
+            with suppress(PermissionError):  # a file we may write and not read
+                # Reading too: a FIFO is then open at once, whether or not somebody reads it.
+                return os.open(path, os.O_RDWR | flags, 0o600)
+        fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | flags, 0o600)
+        os.set_blocking(fd, True)
+        return fd
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "is a symbolic link: name the file itself", str(path)) from None
@@ -135,12 +135,6 @@ def _ends_whole(fd: int, size: int) -> bool:
         return os.pread(reader, 1, size - 1) == b"\n"
     finally:
         os.close(reader)
-
-
-def _files_beside(path: Path | None) -> Iterator[os.stat_result]:
-    if path is not None:
-        for entry in os.scandir(path.parent):
-            yield entry.stat(follow_symlinks=False)
 
 
 def _whole_lines(data: bytes, start: int) -> bytes:

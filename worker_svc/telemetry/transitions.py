@@ -38,7 +38,7 @@ class TransitionLog:
         self._writer = writer
         self._read = read
         self._cursor = Cursor(state_dir, worker_id)
-        self._cursor.resolve(writer.file.size_of)
+        self._cursor.resolve(writer.file.open_again)
         self._latest = latest
         """That the store is known to have."""
         if self._cursor.sequence > latest:
@@ -48,7 +48,8 @@ class TransitionLog:
                 latest=latest,
                 reason="it was beyond the store's last transition: those after that are logged",
             )
-            self._cursor.settle(latest)
+            with contextlib.suppress(OSError):  # told when the next note cannot be written
+                self._cursor.settle(latest)
         self.sequence = self._cursor.sequence
         """The last transition that was logged."""
         self._fresh: list[Transition] = []

@@ -168,6 +168,13 @@ class LogWriter:
     # The thread
 
     def _run(self) -> None:
+        try:
+            self._write_all()
+        finally:  # whoever waits for it must not wait for ever
+            self.problem = self.problem or "its thread has ended"
+            self._tell_waiters()
+
+    def _write_all(self) -> None:
         while True:
             for lines in self._take():
                 if lines is None:
@@ -303,8 +310,7 @@ class LogWriter:
         place = self.file.place()
         cursor.sequence = lines.first - 1 + lines.written
         try:
-            lengths = [len(line) for line in lines.lines[lines.written :]]
-            cursor.ahead(place._replace(size=place.size - cut_bytes), lengths)
+            cursor.ahead(place._replace(size=place.size - cut_bytes), lines.lines[lines.written :])
             if crashpoints.is_armed:
                 crashpoints.reach("line-announced")
         except OSError as error:  # the lines matter more: without the note some can come twice after a crash
