@@ -273,7 +273,8 @@ class SupervisorLink:
                 async with asyncio.timeout(patience_s):
                     return await protocol.ask(header, body)
             except TimeoutError:
-                raise NoAnswer(self._on_silence()) from None
+                outcome = "" if is_idempotent else "; the request may or may not be carried out"
+                raise NoAnswer(self._on_silence() + outcome) from None
             except frames.FrameError as error:
                 raise InvalidArgument(f"the request is too large for the supervisor: {error}") from None
             except _LinkLost:

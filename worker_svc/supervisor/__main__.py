@@ -18,12 +18,11 @@ from typing import Final
 from worker_svc import frames, stdio
 from worker_svc.supervisor import crashpoints, disk_reserve, identity, own_limits, statedir
 from worker_svc.supervisor.containment import Containment, ContainmentError
-from worker_svc.supervisor.journal import note, open_log
+from worker_svc.supervisor.journal import note, use_log
 from worker_svc.supervisor.lockfile import LockFile, LockHeld
 from worker_svc.supervisor.loop import Supervisor
 from worker_svc.supervisor.store import JobStore, StoreError
 
-_LOG_MAX_BYTES: Final = 1024 * 1024
 # What it sends to a process whose own instructions failed: to go on would be to run into them again, without end.
 _OF_THE_KERNEL: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
 
@@ -88,11 +87,7 @@ def _prepare_process(state_dir: str) -> None:
     stdio.ensure_descriptors()
     os.chdir("/")
     os.makedirs(f"{state_dir}/output", mode=0o700, exist_ok=True)
-    log = open_log(state_dir)
-    if os.fstat(log).st_size > _LOG_MAX_BYTES:
-        os.ftruncate(log, 0)
-    os.dup2(log, 2)
-    os.close(log)
+    use_log(state_dir)
     # A job that signals its parent, or an operator whole groups of processes, must not end what holds all jobs. Not
     # SIG_IGN, which jobs would inherit through exec (signal(7)). SIGPIPE is ignored by Python.
     for number in signal.valid_signals() - _OF_THE_KERNEL - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}:

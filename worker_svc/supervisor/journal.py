@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import os
 import time
+from typing import Final
 
 from worker_svc import frames
 from worker_svc.supervisor.clocks import NS_PER_S, wall_ns
 
+_MAX_BYTES: Final = 1024 * 1024
 _lost_lines = 0
 _is_cut = False
 """Whether the last line was written in part."""
@@ -21,6 +23,15 @@ def open_log(state_dir: str) -> int:
     """Never waits, now or when it is written to: whoever made a FIFO of it may stand still. Raises OSError."""
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
     return os.open(f"{state_dir}/{frames.SUPERVISOR_LOG_NAME}", flags, 0o600)
+
+
+def use_log(state_dir: str) -> None:
+    """Standard error is the log from now on; a large one is begun anew. Raises OSError."""
+    log = open_log(state_dir)
+    if os.fstat(log).st_size > _MAX_BYTES:
+        os.ftruncate(log, 0)
+    os.dup2(log, 2)
+    os.close(log)
 
 
 def note(event: str, **fields: object) -> None:

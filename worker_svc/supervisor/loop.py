@@ -22,7 +22,7 @@ from worker_svc.supervisor.clocks import NS_PER_S
 from worker_svc.supervisor.connections import Connection, Key, listen, refusal
 from worker_svc.supervisor.containment import Containment
 from worker_svc.supervisor.jobs import Jobs
-from worker_svc.supervisor.journal import note
+from worker_svc.supervisor.journal import note, use_log
 from worker_svc.supervisor.ledger import Ledger
 from worker_svc.supervisor.livejob import LiveJob
 from worker_svc.supervisor.lockfile import LockFile, LockHeld
@@ -239,11 +239,14 @@ class Supervisor:
         """Makes anew what was removed of the state directory by hand: others must find us there."""
         anew: list[str] = []
         try:
-            if self._lock.mend():
-                anew.append(statedir.SUPERVISOR_LOCK_NAME)
             if not self._has_socket():
                 self._listen()
                 anew.append(frames.SOCKET_NAME)
+            if self._lock.mend():
+                anew.append(statedir.SUPERVISOR_LOCK_NAME)
+            if not _is_at(os.fstat(2), f"{self._state_dir}/{frames.SUPERVISOR_LOG_NAME}"):
+                use_log(self._state_dir)
+                anew.append(frames.SUPERVISOR_LOG_NAME)
         except (OSError, LockHeld) as error:
             note("supervisor.not_mended", reason=str(error))
         if anew:
@@ -255,10 +258,7 @@ class Supervisor:
 
     def _has_socket(self) -> bool:
         """Whether the socket that others find is ours."""
-        try:
-            return os.path.samestat(os.stat(self._socket_path), self._socket_found)
-        except FileNotFoundError:
-            return False
+        return _is_at(self._socket_found, self._socket_path)
 
     def _listen(self) -> None:
         """In place of an earlier socket. Raises OSError."""
@@ -317,3 +317,10 @@ class Supervisor:
         # By identity: the number of its fd may be another connection's by now.
         if self._connections.get(connection.fd) is connection:
             del self._connections[connection.fd]
+
+
+def _is_at(found: os.stat_result, path: str) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), found)
+    except FileNotFoundError:
+        return False
