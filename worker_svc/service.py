@@ -57,7 +57,7 @@ _STEP_BYTES: Final = 256 * 1024
 _PRUNED_STEP: Final = 256
 _WATCH_STEP: Final = 16
 _PAGE_STEPS_MAX: Final = 80
-# A single job's answer can be larger, up to 4 MiB, which is what gRPC clients take by default.
+# But for a single job's, whose spec may have more: below the 4 MiB that gRPC clients take by default, all the same.
 _PAGE_MAX_BYTES: Final = 2 * 1024 * 1024
 # A program on a file system that does not answer may be reached tomorrow: its caller need not wait for that.
 START_ANSWER_S: Final = 5.0
@@ -195,7 +195,7 @@ class WorkerService(GuardedService):
     async def query_job(self, message: pb.QueryJobReq) -> pb.QueryJobRes:
         await CALL.get().room.take_room(_ANSWER_BYTES)
         record = await self._whole(self._record(message.job_id))
-        return messages.query_message(self._told(record), self._files(record), time.monotonic_ns())
+        return messages.query_message(CALL.get().shown(record), self._files(record), time.monotonic_ns())
 
     # Ours
 
@@ -231,8 +231,8 @@ class WorkerService(GuardedService):
         """The next jobs, and the part of the page that they are."""
         whole = view == pb.JobView.FULL
         found = await self._reads.read(lambda reader: reader.find(query, below, limit, _STEP_BYTES, whole=whole))
-        now_ns = time.monotonic_ns()
-        jobs = [messages.job_message(self._told(one), self._files(one), now_ns, view) for one in found.records]
+        now_ns, shown = time.monotonic_ns(), CALL.get().shown
+        jobs = [messages.job_message(shown(record), self._files(record), now_ns, view) for record in found.records]
         return found, encode(pb.ListJobsRes(jobs=jobs))
 
     async def watch_jobs(self, message: pb.WatchJobsReq) -> AsyncIterator[pb.JobTransition]:
@@ -262,7 +262,8 @@ class WorkerService(GuardedService):
                 await self._wait_end(end, message.job_id, timeout_s)
             await CALL.get().room.take_room(_ANSWER_BYTES)
             record = await self._whole(self._record(message.job_id))
-        return pb.WaitJobRes(job=messages.job_message(self._told(record), self._files(record), time.monotonic_ns()))
+        shown = CALL.get().shown(record)
+        return pb.WaitJobRes(job=messages.job_message(shown, self._files(record), time.monotonic_ns()))
 
     async def _wait_end(self, end: asyncio.Future[None], job_id: str, timeout_s: float) -> None:
         self._lasts()
@@ -390,10 +391,6 @@ class WorkerService(GuardedService):
         if whole is None or whole.ordinal != record.ordinal:
             raise JobNotFound
         return whole
-
-    def _told(self, record: JobRecord) -> JobRecord:
-        """As the caller may see it, and within what an answer may be."""
-        return messages.fitted(CALL.get().shown(record))
 
     async def _ask(self, op: str, job_id: str, *, is_idempotent: bool, **fields: Any) -> dict[str, Any]:
         """Asks for something to be done with one job; the supervisor, too, looks whose it is."""

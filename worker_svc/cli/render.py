@@ -74,6 +74,10 @@ def command_line(spec: JobSpec) -> str:
     return printable(shlex.join(argv))
 
 
+def command_of(job: Job) -> str:
+    return command_line(job.spec) + (" …" if "spec.args" in job.left_out else "")
+
+
 def status_word(job: Job) -> str:
     """`running`, `running (paused)`; of a finished job how it ended: `failed`, `timed out`."""
     name = job.outcome.name if job.outcome else job.state.name
@@ -109,7 +113,7 @@ def _table_row(job: Job, now: datetime) -> tuple[str, ...]:
         printable(exit_word(job)),
         age(job.started_at, now) if job.started_at else "-",
         human_duration(job.wall_time) if job.wall_time is not None else "-",
-        command_line(job.spec),
+        command_of(job),
     )
 
 
@@ -126,7 +130,7 @@ def job_block(job: Job, *, now: datetime) -> list[str]:
         "job": job.job_id,
         "owner": job.owner,
         "status": status_line(job),
-        "command": command_line(spec),
+        "command": command_of(job),
         "cwd": spec.cwd,
         # Values may be secret: --json shows them to those who ask.
         "env": ", ".join(spec.env),

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from worker_svc.job import (
-    SPEC_MAX_BYTES,
     STDIN_MAX_BYTES,
     InvalidArgument,
     JobRecord,
@@ -228,14 +227,6 @@ class Files(NamedTuple):
     stderr: str
     output_size_bytes: int
     stderr_size_bytes: int
-
-
-def fitted(record: JobRecord) -> JobRecord:
-    """Brief, if what is shown of its spec is larger than any spec may be: masks are longer than what they hide."""
-    args, env = record.spec.args, record.spec.env
-    if sum(map(len, args)) + sum(map(len, env)) + sum(map(len, env.values())) <= SPEC_MAX_BYTES:
-        return record
-    return record._replace(spec=record.spec.brief, is_brief=True)
 
 
 def job_message(record: JobRecord, files: Files, monotonic_ns: int, view: pb.JobView = _DEFAULT_VIEW) -> pb.Job:

@@ -537,8 +537,8 @@ class Job(betterproto.Message):
 
     left_out: List[str] = betterproto.string_field(33)
     """
-    What of it is not told here although there is some: "spec", "spec.args", "spec.env". QueryJob and WaitJob leave
-     nothing out, unless what is to be masked makes an answer larger than 4 MiB; of ListJobs see `view`.
+    What of it ListJobs does not tell, for its `view`: "spec", "spec.args", "spec.env". QueryJob and WaitJob leave nothing
+     out.
     """
 
 
