@@ -50,6 +50,7 @@ WAYS: Final = {
     "by a child that is gone": '"$@"',
     "a child": '"$@"; :',
     "a child without its environment": 'env -i "$@"; :',
+    "of a long line": 'd() { n=$1; shift; if [ $n = 0 ]; then "$@"; else (d $((n-1)) "$@"; :); fi; }; d 99 "$@"',
     "an orphan": '(setsid "$@" &)',
     "an orphan without its environment": '(setsid env -i "$@" &)',
 }
@@ -78,7 +79,7 @@ def test_a_job_is_no_worker(supervisor: SupervisorProcess, tmp_path: Path, way: 
     said = Path(answer_to(supervisor, tmp_path, way))
     eventually_sync(said.exists, PATIENCE_S, "the job did not get as far")
     assert said.read_text() == "refused"
-    assert "the peer is a job" in supervisor.log()
+    eventually_sync(lambda: "the peer is a job" in supervisor.log(), PATIENCE_S, "it is not noted")
     assert supervisor.client.ask("status")["running"] == 1
 
 

@@ -49,16 +49,22 @@ class Kinship(NamedTuple):
                 os.close(pidfd)
 
     def _is_of_a_job(self, pid: int) -> bool:
+        if self._is_in_a_group(pid):
+            return True
         line = lineage(pid)
-        if line is None:
-            return not _is_there(pid)
-        # Of an earlier supervisor's jobs the orphans do not descend from ours: they are known by the other two.
+        if not line:
+            return line is None or not _is_there(pid)
+        if any(one.pid == self.supervisor_pid for one in line):
+            return True
+        # Of an earlier supervisor's jobs the orphans do not descend from ours.
         return any(
-            one.pid == self.supervisor_pid
-            or (self.cgroup and path_of(one.pid).startswith(f"{self.cgroup}/"))
+            self._is_in_a_group(one.pid)
             or any(environ_value(number, _STATE) == self.state_id for number in {one.pid, one.session})
             for one in line
         )
+
+    def _is_in_a_group(self, pid: int) -> bool:
+        return bool(self.cgroup) and path_of(pid).startswith(f"{self.cgroup}/")
 
 
 def _has_exited(pidfd: int) -> bool:

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 _ENVIRON_MAX_BYTES: Final = 8 * 1024 * 1024
 # Parents may die while one looks, on purpose too.
 _LOOKS_MAX: Final = 100
+_LINE_MAX: Final = 64
 # The loop has other jobs to look after.
 _TREE_MAX: Final = 1000
 # 52 numbers and a name of at most 64 bytes.
@@ -105,14 +106,14 @@ def process_tree(root: Process) -> list[Process]:
 
 
 def lineage(pid: int) -> list[Process] | None:
-    """A process, its parent and so on, up to the last one that we can see. None: it cannot be told, since the process
-    is gone or its parents die faster than we look."""
+    """A process, its parent and so on, up to the last one that we can see; empty: the process is gone, or not ours to
+    see. None: it cannot be told, since there are too many, or they die faster than we look."""
     for _ in range(_LOOKS_MAX):
         one = process(pid)
         if one is None:
-            return None
+            return []
         found = [one]
-        while found[-1].ppid:
+        while found[-1].ppid and len(found) < _LINE_MAX:
             child, parent = found[-1], process(found[-1].ppid)
             # Looked at last: if its parent died meanwhile, who has that number now is none of its line.
             now = process(child.pid)
@@ -122,7 +123,7 @@ def lineage(pid: int) -> list[Process] | None:
                 return found
             found.append(parent)
         else:
-            return found
+            return found if len(found) < _LINE_MAX else None
     return None
 
 

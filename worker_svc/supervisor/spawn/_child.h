@@ -172,22 +172,19 @@ static long child_affinity(const char *mask, long size)
 }
 
 /* New namespaces. Without privilege in a user namespace where our own ids are mapped to themselves, if the caller gave
- * the two map lines (user_namespaces(7): setgroups has to be denied before gid_map may be written). `made`: whether there
- * are any by now, also if that failed. */
-static long child_unshare(const struct step *step, bool *made)
+ * the two map lines (user_namespaces(7): setgroups has to be denied before gid_map may be written). */
+static long child_unshare(const struct step *step)
 {
     long result = RAW(SYS_unshare, step->a, 0, 0, 0, 0);
-    *made = result == 0;
-    if (result != -EPERM || !step->b)
+    if (result != -EPERM || !step->size)
         return result;
     result = RAW(SYS_unshare, step->a | CLONE_NEWUSER, 0, 0, 0, 0);
-    *made = result == 0;
     if (result == 0)
         result = child_write(AT_FDCWD, "/proc/self/setgroups", "deny", 4);
     if (result == 0)
         result = child_write(AT_FDCWD, "/proc/self/uid_map", step->data, step->b);
     if (result == 0)
-        result = child_write(AT_FDCWD, "/proc/self/gid_map", step->data + step->b, step->c - step->b);
+        result = child_write(AT_FDCWD, "/proc/self/gid_map", step->data + step->b, step->size - step->b);
     return result;
 }
 
@@ -200,14 +197,13 @@ static long child_cover(const char *path, long flags, const char *mode)
     return RAW(SYS_mount, "tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV | flags, mode);
 }
 
-/* Puts an empty directory in the place of one, where mounts may be made: it is one wall more, and not asked for by name. */
+/* Puts an empty directory in the place of one, where that may be done: it is one wall more, and not asked for by name. Not
+ * for its sake in a user namespace, where other users' files are nobody's: ssh(1), for one, runs in none. */
 static long child_hide(const struct step *step)
 {
-    bool made = false;
-    long result = step->a ? child_unshare(step, &made) : 0;
-    if (result < 0)
-        return made ? result : 0;
-    result = child_cover(step->data + step->c, MS_NOEXEC | MS_RDONLY, "mode=700");
+    long result = step->a ? RAW(SYS_unshare, step->a, 0, 0, 0, 0) : 0;
+    if (result == 0)
+        result = child_cover(step->data, MS_NOEXEC | MS_RDONLY, "mode=700");
     return result == -EPERM || result == -EACCES || result == -ENOENT ? 0 : result;
 }
 
@@ -308,11 +304,9 @@ static long child_step(const struct step *step, long *ruleset, uint64_t *handled
     case OP_UMASK:
         RAW(SYS_umask, step->a, 0, 0, 0, 0);
         return 0;
-    case OP_UNSHARE: {
-        bool made;
-        return child_unshare(step, &made);
-    }
-    case OP_HIDE: /* a, b and c as of UNSHARE; data: its maps, then the directory */
+    case OP_UNSHARE:
+        return child_unshare(step);
+    case OP_HIDE: /* a: as of UNSHARE */
         return child_hide(step);
     case OP_PRIVATE_TMP:
         return child_cover("/tmp", 0, "mode=1777");

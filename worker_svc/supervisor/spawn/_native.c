@@ -243,9 +243,7 @@ static struct step *steps_of(PyObject *tuple, Py_ssize_t *count)
             PyMem_Free(steps);
             return NULL;
         }
-        bool has_maps = step->op == OP_UNSHARE || step->op == OP_HIDE;
-        if ((step->op == OP_WRITE || has_maps ? step->b < 0 || step->b > step->size : false) ||
-            (has_maps ? step->c < step->b || step->c > step->size : false)) {
+        if (step->op == OP_WRITE || step->op == OP_UNSHARE ? step->b < 0 || step->b > step->size : false) {
             PyErr_SetString(PyExc_ValueError, "a step's size exceeds its data");
             PyMem_Free(steps);
             return NULL;

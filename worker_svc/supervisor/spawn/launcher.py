@@ -71,16 +71,12 @@ def affinity(a: int, b: int, c: int, data: bytes) -> None:
 def unshare(a: int, b: int, c: int, data: bytes) -> None:
     if libc.unshare(a) == 0:
         return
-    if ctypes.get_errno() != errno.EPERM or not b:
+    if ctypes.get_errno() != errno.EPERM or not data:
         check(-1)
     check(libc.unshare(a | CLONE_NEWUSER))
-    map_ids(b, c, data)
-
-
-def map_ids(b: int, c: int, data: bytes) -> None:
     put("/proc/self/setgroups", b"deny")
     put("/proc/self/uid_map", data[:b])
-    put("/proc/self/gid_map", data[b:c])
+    put("/proc/self/gid_map", data[b:])
 
 
 def cover(path: bytes, flags: int, mode: bytes) -> int:
@@ -89,12 +85,9 @@ def cover(path: bytes, flags: int, mode: bytes) -> int:
 
 
 def hide(a: int, b: int, c: int, data: bytes) -> None:
-    if a and libc.unshare(a) < 0:
-        if ctypes.get_errno() != errno.EPERM or not b or libc.unshare(a | CLONE_NEWUSER) < 0:
-            return
-        map_ids(b, c, data)
     try:
-        cover(data[c:].rstrip(b"\0"), MS_NOEXEC | MS_RDONLY, b"mode=700")
+        check(libc.unshare(a) if a else 0)
+        cover(data, MS_NOEXEC | MS_RDONLY, b"mode=700")
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOENT):
             raise

@@ -186,18 +186,18 @@ def _rlimit_steps(plan: LaunchPlan) -> _Named:
 def _namespace_steps(plan: LaunchPlan, ids: Ids | None) -> _Named:
     sandbox = plan.sandbox
     flags = (_CLONE_NEWNET if sandbox.no_network else 0) | (_CLONE_NEWNS if sandbox.private_tmp else 0)
-    # The lines of a user namespace for who lacks the privilege; in one, another user's ids do not exist.
-    uid_map, gid_map = (b"%d %d 1" % (number, number) for number in (os.geteuid(), os.getegid()))
-    maps = uid_map + gid_map if ids is None else b""
-    sizes = (len(uid_map), len(maps)) if maps else (0, 0)
     named: _Named = []
     if flags:
-        field = "sandbox.no_network" if sandbox.no_network else "sandbox.private_tmp"
-        named.append((field, _step(Op.UNSHARE, flags, *sizes, data=maps)))
+        # The lines of a user namespace for who lacks the privilege; in one, another user's ids do not exist.
+        uid_map, gid_map = (b"%d %d 1" % (number, number) for number in (os.geteuid(), os.getegid()))
+        unshare = _step(Op.UNSHARE, flags)
+        if ids is None:
+            unshare = _step(Op.UNSHARE, flags, len(uid_map), data=uid_map + gid_map)
+        named.append(("sandbox.no_network" if sandbox.no_network else "sandbox.private_tmp", unshare))
     # Another user cannot get into it anyway.
     if sandbox != Sandbox() and plan.hidden and (ids is None or ids.uid in (0, os.geteuid())):
         own = 0 if flags & _CLONE_NEWNS else _CLONE_NEWNS
-        named.append(("sandbox", _step(Op.HIDE, own, *sizes, data=maps + os.fsencode(plan.hidden) + b"\0")))
+        named.append(("sandbox", _step(Op.HIDE, own, data=os.fsencode(plan.hidden))))
     if sandbox.private_tmp:
         named.append(("sandbox.private_tmp", _step(Op.PRIVATE_TMP)))
     if sandbox.no_network:
