@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -16,16 +18,18 @@ from typing import Final
 log = logging.getLogger(__name__)
 
 _TELL_S: Final = 10.0
+_TIME_TO_SPEAK_S: Final = 1.0
 
 
 class Place:
     """Of one connection."""
 
-    __slots__ = ("_admission", "_is_left", "drop", "peer")
+    __slots__ = ("_admission", "_is_left", "drop", "peer", "since_s")
 
     def __init__(self, admission: Admission, peer: str) -> None:
         self._admission = admission
         self.peer = peer
+        self.since_s = time.monotonic()
         self.drop: Callable[[], object] | None = None
         """Ends the connection, in the state in which it is; None: it still waits for its turn to be anything."""
         self._is_left = False
@@ -82,17 +86,19 @@ class Admission:
             del self._of_peer[place.peer]
 
     def _has_room(self, peer: str) -> bool:
-        if self._of_peer.get(peer, 0) >= self._limit_per_peer and not self._drop_one([peer]):
+        is_full = self._of_peer.get(peer, 0) >= self._limit_per_peer
+        # To set up one in place of another is dear: of the peer's own, one makes way if it had time enough to speak.
+        if is_full and not self._drop_one([peer], time.monotonic() - _TIME_TO_SPEAK_S):
             return False
         limit = self._limit()
         if self._count < limit and self._new_count < (limit + 1) // 2:
             return True
         return self._drop_one(sorted(self._new, key=lambda name: len(self._new[name]), reverse=True))
 
-    def _drop_one(self, peers: Iterable[str]) -> bool:
+    def _drop_one(self, peers: Iterable[str], before_s: float = math.inf) -> bool:
         for peer in peers:
             for place in self._new.get(peer, ()):
-                if place.drop is not None:
+                if place.drop is not None and place.since_s < before_s:
                     place.leave()
                     place.drop()
                     self._dropped[peer] += 1
