@@ -2,7 +2,7 @@
 
 To connect and be silent costs nothing and takes no certificate. So half of the places are for those who have shown one
 or, where none is asked for, have begun to speak; and of the others, when there are no more, the peer with most of them
-loses its oldest. Who connects in earnest is done long before its turn comes.
+loses its oldest to one that has fewer. Who connects in earnest is done long before its turn comes.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ class Admission:
         limit = self._limit()
         if self._count < limit and self._new_count < (limit + 1) // 2:
             return True
-        return self._drop_one(sorted(self._new, key=lambda name: len(self._new[name]), reverse=True))
+        own = len(self._new.get(peer, ()))
+        heavier = [name for name, places in self._new.items() if len(places) > own]
+        return self._drop_one(sorted(heavier, key=lambda name: len(self._new[name]), reverse=True))
 
     def _drop_one(self, peers: Iterable[str], before_s: float = math.inf) -> bool:
         for peer in peers:
