@@ -229,7 +229,6 @@ class _Worker:
         output.close()
         link.close()
         reader.close()
-        transitions.close()
         self._log.info("worker.left")
         return status
 

@@ -117,6 +117,7 @@ async def test_it_ends_by_a_signal_while_its_reader_stands_still(tmp_path: Path)
         def logged() -> list[int]:
             return first + [line["sequence"] for line in worker.log_events("job.transition")]
 
+        assert worker.wait_log("log.lines_lost")["lines"] > 0
         eventually_sync(lambda: len(logged()) >= len(worker.events()), PATIENCE_S)
         assert logged() == list(range(1, len(logged()) + 1))
     pipe.close()

@@ -380,7 +380,7 @@ class PlainSupervisor:
             ok |= {"state_id": self._store_id, "seq": said}
             return frames.encode({"r": header["r"], "ok": ok}) + frames.encode({"seq": rung})
         ok = {"running": 0, "queued": 0, "seq": rung, "uptime_ns": 0, "pid": os.getpid(), "containment": "x"}
-        return frames.encode({"r": header["r"], "ok": {**ok, "can_drop_head": True}})
+        return frames.encode({"r": header["r"], "ok": {**ok, "can_drop_head": True, "output_degraded": ""}})
 
     def close(self) -> None:
         if self._connected is not None:

@@ -74,7 +74,6 @@ async def run(
     finally:
         task.cancel()
         log.close()
-        transitions.close()
 
 
 @contextmanager

@@ -58,11 +58,13 @@ class Log:
         self.audit = Audit(logger(self.writer.put, logging.NOTSET), any_line, self.writer, config.when_unwritable)
         if file.is_torn:
             self.writer.put(b"\n")
+        self._transitions: TransitionLog | None = None
         self._level = max(level, logging.WARNING)
 
     def transitions(self, state_dir: Path, worker_id: str, read: Any, latest: int) -> TransitionLog:
-        """See TransitionLog."""
-        return TransitionLog(self.events, self._lines, self.writer, state_dir, worker_id, read, latest)
+        """See TransitionLog. Closed with the log."""
+        self._transitions = TransitionLog(self.events, self._lines, self.writer, state_dir, worker_id, read, latest)
+        return self._transitions
 
     def take_over(self) -> None:
         """What libraries and the interpreter have to say goes here too: standard error may stand still."""
@@ -77,6 +79,9 @@ class Log:
         """Writes what is held back, unless that takes longer."""
         self.audit.tell_left_out()
         self.writer.close(timeout_s)
+        if self._transitions is not None:
+            self._transitions.close()
+            self._transitions = None
 
 
 class Audit:

@@ -16,8 +16,8 @@ from typing import Final, NamedTuple
 from worker_svc import frames
 
 # Up to this transition all are logged; whose store's numbers these are; then what is being written: device, inode,
-# offset and how many lines, of which length and checksum follow.
-_HEAD: Final = struct.Struct("<Q16sQQQI")
+# offset and how many lines, of which length and checksum follow; and how many lines the last worker took with it.
+_HEAD: Final = struct.Struct("<Q16sQQQII")
 _LINE: Final = struct.Struct("<II")
 # All of it stays within one page, which the kernel copies as a whole, or not, when we are killed.
 _OFFSET_MAX: Final = 2**62
@@ -43,6 +43,8 @@ class Cursor:
         self._worker_id = worker_id.encode()
         self.sequence = 0
         """All up to this transition are logged for certain."""
+        self.lost_lines = 0
+        """Of the last worker, which it held back to its end."""
         self._unsure = Place(0, 0, 0)
         self._lines: list[tuple[int, int]] = []
         self._read(os.pread(self._fd, 4096, 0))
@@ -50,11 +52,11 @@ class Cursor:
     def _read(self, noted: bytes) -> None:
         # Without the rest it was written by an earlier version, or by nobody.
         head = _HEAD.unpack(noted[: _HEAD.size].ljust(_HEAD.size, b"\0"))
-        sequence, worker_id, *unsure, count = head
+        sequence, worker_id, *unsure, count, lost_lines = head
         # The cursor of a store that was removed says nothing of this one, whose numbers begin anew.
         if worker_id != self._worker_id:
             return
-        self.sequence = sequence
+        self.sequence, self.lost_lines = sequence, lost_lines
         lines = noted[_HEAD.size : _HEAD.size + _LINE.size * count]
         if len(lines) == _LINE.size * count and unsure[-1] <= _OFFSET_MAX:
             self._unsure, self._lines = Place(*unsure), list(_LINE.iter_unpack(lines))
@@ -82,13 +84,17 @@ class Cursor:
     def ahead(self, place: Place, lines: Sequence[bytes]) -> None:
         """At most LINES_MAX of the transitions after `sequence` are about to be written there. Raises OSError."""
         noted = [_LINE.pack(len(line), zlib.crc32(memoryview(line)[:-1])) for line in lines]
-        head = _HEAD.pack(self.sequence, self._worker_id, *place, len(lines))
+        head = _HEAD.pack(self.sequence, self._worker_id, *place, len(lines), self.lost_lines)
         os.pwrite(self._fd, head + b"".join(noted), 0)
 
     def settle(self, sequence: int) -> None:
         """All up to `sequence` are logged. Raises OSError."""
         self.sequence = sequence
-        os.pwrite(self._fd, _HEAD.pack(sequence, self._worker_id, 0, 0, 0, 0), 0)
+        os.pwrite(self._fd, _HEAD.pack(sequence, self._worker_id, 0, 0, 0, 0, self.lost_lines), 0)
+
+    def take_leave(self, lost_lines: int) -> None:
+        """With so many lines held back that are lost now; whatever is being written. Raises OSError."""
+        os.pwrite(self._fd, lost_lines.to_bytes(4, "little"), _HEAD.size - 4)
 
     def close(self) -> None:
         os.close(self._fd)

@@ -50,6 +50,10 @@ class TransitionLog:
             )
             with contextlib.suppress(OSError):  # told when the next note cannot be written
                 self._cursor.settle(latest)
+        if self._cursor.lost_lines:
+            log.warning("log.lines_lost", lines=self._cursor.lost_lines, reason="held back when the last worker ended")
+            self._cursor.lost_lines = 0
+        self._in_flight = 0
         self.sequence = self._cursor.sequence
         """The last transition that was logged."""
         self._fresh: list[Transition] = []
@@ -108,12 +112,19 @@ class TransitionLog:
         if None in made:  # the level leaves such lines out
             first, made = first + len(made), []
         lines = Lines(made, self._cursor, first)
+        self._in_flight = len(made)
         await self._writer.done(self._writer.enqueue(lines))
+        self._in_flight = 0
         self.sequence = first - 1 + lines.written
         if lines.written < len(made):  # nobody reads the log; somebody may later
             await asyncio.sleep(_RETRY_S)
 
     def close(self) -> None:
+        """After the writer: what it still holds back nobody will write."""
+        lost_lines = self._writer.held_lines - self._in_flight
+        if lost_lines > 0:
+            with contextlib.suppress(OSError):  # then the disk of the state is full too, and nothing more can be done
+                self._cursor.take_leave(lost_lines)
         self._cursor.close()
 
 
