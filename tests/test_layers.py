@@ -38,6 +38,7 @@ LAYERS: dict[str, int] = {
     "codec": 2,
     "statuses": 2,
     "guard": 3,
+    "listing": 3,
     "service": 3,
     "server": 3,
     "client": 3,
@@ -53,6 +54,8 @@ SIBLINGS = {
     ("config", "masking"),
     ("server", "service"),
     ("service", "guard"),
+    ("service", "listing"),
+    ("listing", "guard"),
     ("cli", "app"),
     ("__main__", "cli"),
 }

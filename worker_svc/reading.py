@@ -75,3 +75,8 @@ class LongReads:
             return query(self._reader)
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+
+    async def read_in_turn(self, client: str, query: Callable[[StoreReader], _T]) -> _T:
+        """What is a step by itself. Raises as `read`."""
+        async with self.step(client):
+            return await self.read(query)

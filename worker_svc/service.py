@@ -11,11 +11,11 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from worker_svc import __version__, messages
 from worker_svc.access import Role
-from worker_svc.codec import Encoded, encode
+from worker_svc.codec import Encoded
 from worker_svc.feed import Feed, unreadable
 from worker_svc.guard import CALL, Call, Gate, GuardedService
 from worker_svc.job import (
@@ -32,10 +32,10 @@ from worker_svc.job import (
     Transition,
     Unavailable,
     check_job_id,
-    check_labels,
     name_of,
 )
 from worker_svc.link import NoAnswer, SupervisorLink
+from worker_svc.listing import Listing
 from worker_svc.messages.defaults import Defaults
 from worker_svc.output import OutputReader
 from worker_svc.output import Start as OutputStart
@@ -43,22 +43,13 @@ from worker_svc.pb import jobscheduler as pb
 from worker_svc.policy import CommandPolicy, Decision, Lookups
 from worker_svc.reading import LongReads
 from worker_svc.statuses import to_grpc
-from worker_svc.supervisor.retention import KeepLimits, Kept, excess
+from worker_svc.supervisor.retention import KeepLimits
 from worker_svc.supervisor.store import FinishedRow, StoreReader, output_path, stderr_path
-from worker_svc.supervisor.store_query import FoundJobs, JobQuery
-
-_T = TypeVar("_T")
 
 _PRUNED: Final = "pruned"
 _REPEATED: Final = "repeated request"
-# A step of a listing: read in the thread for it, then told in one turn of the loop; some milliseconds each.
-_STEP_JOBS: Final = 16
-_STEP_BYTES: Final = 256 * 1024
-_PRUNED_STEP: Final = 256
+# Transitions that are told in one turn of the loop: a millisecond.
 _WATCH_STEP: Final = 16
-_PAGE_STEPS_MAX: Final = 80
-# But for a single job's, whose spec may have more: below the 4 MiB that gRPC clients take by default, all the same.
-_PAGE_MAX_BYTES: Final = 2 * 1024 * 1024
 # A program on a file system that does not answer may be reached tomorrow: its caller need not wait for that.
 START_ANSWER_S: Final = 5.0
 # What an answer that tells of jobs is reckoned to take, until it is made.
@@ -103,6 +94,7 @@ class WorkerService(GuardedService):
         """By role."""
         self._identity = identity
         self._reads = reads
+        self._listing = Listing(reads, self._files)
 
     def _is_owned(self, job_id: str, owner: str) -> bool:
         return self._reader.is_owned(job_id, owner)
@@ -200,40 +192,7 @@ class WorkerService(GuardedService):
     # Ours
 
     async def list_jobs(self, message: pb.ListJobsReq) -> Encoded:  # type: ignore[override]
-        call, size = CALL.get(), messages.page_size_from(message.page_size)
-        view = messages.view_from(message.view)
-        check_labels(message.labels)
-        call.check_filter(message.labels)
-        query = JobQuery(
-            states=messages.states_from(message.states),
-            labels=message.labels,
-            accepted_since_ns=messages.ns_from(message.accepted_since),
-            accepted_before_ns=messages.ns_from(message.accepted_before),
-            owner=call.owner,
-        )
-        await call.room.take_room(_PAGE_MAX_BYTES // 4)
-        below, jobs, page = messages.page_token_from(message.page_token), 0, bytearray()
-        for _ in range(_PAGE_STEPS_MAX):
-            async with self._reads.step(call.caller.identity):
-                found, part = await self._list_step(query, below, min(_STEP_JOBS, size - jobs), view)
-            if jobs and len(page) + len(part) > _PAGE_MAX_BYTES:
-                break
-            page += part
-            jobs, below = jobs + len(found.records), found.below
-            if below is None or jobs >= size:
-                break
-        page += encode(pb.ListJobsRes(next_page_token="" if below is None else str(below)))
-        return Encoded(pb.ListJobsRes, bytes(page))
-
-    async def _list_step(
-        self, query: JobQuery, below: int | None, limit: int, view: pb.JobView
-    ) -> tuple[FoundJobs, bytes]:
-        """The next jobs, and the part of the page that they are."""
-        whole = view == pb.JobView.FULL
-        found = await self._reads.read(lambda reader: reader.find(query, below, limit, _STEP_BYTES, whole=whole))
-        now_ns, shown = time.monotonic_ns(), CALL.get().shown
-        jobs = [messages.job_message(shown(record), self._files(record), now_ns, view) for record in found.records]
-        return found, encode(pb.ListJobsRes(jobs=jobs))
+        return await self._listing.page(CALL.get(), message)
 
     async def watch_jobs(self, message: pb.WatchJobsReq) -> AsyncIterator[pb.JobTransition]:
         for job_id in message.job_ids:
@@ -302,24 +261,15 @@ class WorkerService(GuardedService):
             raise InvalidArgument("max_age", "or max_count or max_bytes must be given: else nothing is too much")
         age_s = None if message.max_age is None else messages.seconds_from("max_age", message.max_age, 0.0)
         limits = KeepLimits(age_s, message.max_count, message.max_bytes)
-        owner, now_ns = CALL.get().owner, time.time_ns()
-        kept = Kept(*await self._long_read(lambda reader: reader.finished_totals(owner)))
-        answer, last = pb.PruneJobsRes(), None
-        while True:
-            page = await self._long_read(
-                partial(StoreReader.oldest_finished, limit=_PRUNED_STEP, after=last, owner=owner)
-            )
-            gone = excess(kept, page, limits, now_ns)
-            kept = Kept(kept.jobs - len(gone), kept.bytes - sum(row.stored_bytes for row in gone))
-            for row in gone:
+        answer = pb.PruneJobsRes()
+        async with contextlib.aclosing(self._listing.excess(CALL.get(), limits)) as excess:
+            async for row in excess:
                 if message.dry_run or await self._prune(row):
                     answer.jobs += 1
                     answer.bytes += row.stored_bytes
                     if answer.jobs <= messages.LIST_PAGE_MAX:
                         answer.job_ids.append(row.job_id)
-            if len(gone) < _PRUNED_STEP:
-                return answer
-            last = gone[-1]
+        return answer
 
     async def _prune(self, row: FinishedRow) -> bool:
         call = CALL.get()
@@ -358,7 +308,9 @@ class WorkerService(GuardedService):
         status = await self._link.ask("status", is_idempotent=True, patience_s=START_ANSWER_S)
         owner = CALL.get().owner
         if owner is not None:
-            status["running"], status["queued"] = await self._long_read(lambda reader: reader.live_of(owner))
+            status["running"], status["queued"] = await self._reads.read_in_turn(
+                owner, lambda reader: reader.live_of(owner)
+            )
         return messages.worker_message(
             status,
             worker_id=self._link.info["state_id"],
@@ -387,7 +339,8 @@ class WorkerService(GuardedService):
         """With all of its spec. A large one is read in the thread of the listings, one by one."""
         if not record.is_brief:
             return record
-        whole = await self._long_read(partial(StoreReader.get, job_id=record.job_id, whole=True))
+        read_whole = partial(StoreReader.get, job_id=record.job_id, whole=True)
+        whole = await self._reads.read_in_turn(CALL.get().caller.identity, read_whole)
         if whole is None or whole.ordinal != record.ordinal:
             raise JobNotFound
         return whole
@@ -398,10 +351,6 @@ class WorkerService(GuardedService):
         if owner is not None:
             fields["of"] = owner
         return await self._link.ask(op, is_idempotent=is_idempotent, id=job_id, **fields)
-
-    async def _long_read(self, query: Callable[[StoreReader], _T]) -> _T:
-        async with self._reads.step(CALL.get().caller.identity):
-            return await self._reads.read(query)
 
     @contextlib.contextmanager
     def _end_of(self, job_id: str) -> Iterator[asyncio.Future[None]]:
