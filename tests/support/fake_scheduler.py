@@ -58,7 +58,7 @@ class FakeScheduler(SchedulerBase):
         self.deregister_calls: list[DeregisterCall] = []
         self.open_connections = 0
         self.hanging = 0  # calls that hang now
-        self._server: _Server | None = None
+        self.server: _Server | None = None
         self._ids_given = 0
         self._to_fail: list[Status] = []
         self._to_leave_unnamed = 0
@@ -76,15 +76,15 @@ class FakeScheduler(SchedulerBase):
         return [call for call in self.register_calls if call.worker_id]
 
     async def start(self) -> None:
-        assert self._server is None, "started already"
+        assert self.server is None, "started already"
         server = _Server(self)
         await server.start(self.host, self.port, ssl=self._ssl_context)
-        self._server = server
+        self.server = server
         self.starts += 1
 
     async def stop(self) -> None:
         """As by a crash: connections are dropped, calls get no answer. What connects then is refused."""
-        server, self._server = self._server, None
+        server, self.server = self.server, None
         if server is None:
             return
         server.close()
@@ -102,8 +102,8 @@ class FakeScheduler(SchedulerBase):
 
     def drop_connections(self) -> None:
         """Drops them all, and serves on."""
-        assert self._server is not None, "not started"
-        self._server.drop_connections()
+        assert self.server is not None, "not started"
+        self.server.drop_connections()
 
     async def __aenter__(self) -> FakeScheduler:
         await self.start()

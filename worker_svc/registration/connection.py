@@ -9,6 +9,7 @@ import os
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -19,12 +20,17 @@ from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from grpclib.protocol import Connection, EventsProcessor, H2Protocol
 from h2.config import H2Configuration
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated
+from h2.events import ConnectionTerminated, Event
 from h2.exceptions import H2Error
 
 # How long a TLS peer is given to confirm the close: by asyncio's 30 s the news of a black hole would be late.
 _TLS_CLOSE_TIMEOUT_S: Final = 1.0
 _TCP_KEEPALIVE_PROBES: Final = 3
+# What a scheduler may send: two short answers, and from then on a PING now and then. A larger answer, and a flood of
+# whatever frames, costs no more than to connect again.
+_RECEIVED_BURST_BYTES: Final = 32 * 1024
+_RECEIVED_BYTES_PER_S: Final = 512
+_TOO_MUCH: Final = f"it sends more than the {_RECEIVED_BURST_BYTES} bytes that a registration may take"
 
 
 class RegistrationRefused(Exception):
@@ -156,6 +162,8 @@ class _LinkProtocol(H2Protocol):
         super().__init__(Handler(), config, h2_config)
         self.link = link
         self.closed = asyncio.Event()
+        self._allowed_bytes = float(_RECEIVED_BURST_BYTES)
+        self._received_s = time.monotonic()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -169,11 +177,23 @@ class _LinkProtocol(H2Protocol):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval_s)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _TCP_KEEPALIVE_PROBES)
 
+    def data_received(self, data: bytes) -> None:
+        now_s = time.monotonic()
+        earned = (now_s - self._received_s) * _RECEIVED_BYTES_PER_S
+        self._allowed_bytes = min(_RECEIVED_BURST_BYTES, self._allowed_bytes + earned) - len(data)
+        self._received_s = now_s
+        if self._allowed_bytes >= 0:
+            super().data_received(data)
+            return
+        self.transport.abort()  # of which connection_lost tells
+
     def connection_lost(self, exc: BaseException | None) -> None:
         # grpclib's timer for the answer to a PING closes the transport without a word.
         timer = self.connection._close_by_ping_handler
         if timer is not None and timer.when() <= asyncio.get_running_loop().time():
             reason = "no answer to a keepalive PING"
+        elif self._allowed_bytes < 0:
+            reason = _TOO_MUCH
         else:
             reason = "closed by the scheduler" if exc is None else describe(exc)
         self.processor.close(reason)
@@ -184,6 +204,12 @@ class _LinkProcessor(EventsProcessor):
     def __init__(self, protocol: _LinkProtocol, connection: Connection) -> None:
         super().__init__(protocol.handler, connection)
         self._protocol = protocol
+
+    def process(self, event: Event) -> None:
+        try:
+            super().process(event)
+        except NotImplementedError:
+            return  # frames that HTTP/2 does not know of are ignored (RFC 9113, 5.5)
 
     def process_connection_terminated(self, event: ConnectionTerminated) -> None:
         self._protocol.link.pings_refused = event.error_code == ErrorCodes.ENHANCE_YOUR_CALM
