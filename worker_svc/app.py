@@ -349,7 +349,7 @@ class _Worker:
                 folder=str(self._config.state.dir / "output"),
                 reason="its file system cannot give back the head of a file: policy drop_head is stop here",
             )
-        if status["output_degraded"]:
+        if status.get("output_degraded"):
             self._on_event("output.degraded", reason=status["output_degraded"])
         missing = status.get("unenforceable", {})
         for field, value in start_defaults(self._config).limits.limits.items():

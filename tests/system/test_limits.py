@@ -31,6 +31,7 @@ from worker_svc import (
     LeaderExit,
     Limits,
     Outcome,
+    OutputVia,
     PreconditionFailed,
     Rlimit,
     Sandbox,
@@ -110,8 +111,9 @@ async def test_process_limits_are_what_the_job_sees(client: WorkerClient) -> Non
 
 
 async def test_a_limit_ends_who_exceeds_it(client: WorkerClient) -> None:
+    """The file of its output is one that it writes, where it has that itself."""
     limits = Limits(rlimits=[Rlimit(name="fsize", soft=4096), Rlimit(name="core", soft=0)])
-    job, _ = await run(client, "head", "-c", "10000", "/dev/zero", limits=limits)
+    job, _ = await run(client, "head", "-c", "10000", "/dev/zero", limits=limits, output_via=OutputVia.FILE)
     assert (job.outcome, job.signal) == (Outcome.SIGNALED, "SIGXFSZ")
 
 

@@ -292,7 +292,7 @@ def worker_message(status: dict[str, Any], **known: Any) -> pb.GetWorkerRes:
         supervisor_pid=status["pid"],
         last_sequence=status["seq"],
         can_drop_head=status["can_drop_head"],
-        output_degraded=status["output_degraded"],
+        output_degraded=status.get("output_degraded", ""),
         **known,
     )
 
