@@ -70,7 +70,8 @@ class Listing:
 
     async def excess(self, call: Call, limits: KeepLimits) -> AsyncGenerator[FinishedRow, None]:
         """The finished jobs that are too much, oldest first."""
-        client, owner, now_ns = call.caller.identity, call.owner, time.time_ns()
+        client, owner = call.caller.identity, call.owner
+        now_ns = await self._reads.read_in_turn(client, StoreReader.steady_ns)
         kept = Kept(*await self._reads.read_in_turn(client, lambda reader: reader.finished_totals(owner)))
         last: FinishedRow | None = None
         while True:

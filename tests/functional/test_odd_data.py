@@ -94,18 +94,47 @@ def test_a_spoilt_record_of_one_job_keeps_no_supervisor_from_the_others(tmp_path
         assert supervisor.finish("after", programs.exits(4)).exit_code == 4
 
 
+def with_clock(tmp_path: Path, now_ns: str) -> SupervisorProcess:
+    """A supervisor for which the wall clock is what this expression says; to others it is what it is."""
+    (tmp_path / "odd_clock.py").write_text(
+        "import runpy, sys, time\n"
+        "real_ns = time.time_ns\n"
+        f"time.time_ns = lambda: {now_ns}\n"
+        "sys.argv = ['supervisor', *sys.argv[sys.argv.index('worker_svc.supervisor') + 1:]]\n"
+        "runpy.run_module('worker_svc.supervisor', run_name='__main__', alter_sys=True)\n"
+    )
+    supervisor = SupervisorProcess(tmp_path / "state", keep_age_s=3600.0)
+    supervisor.run_as = [sys.executable, "-S", str(tmp_path / "odd_clock.py")]
+    return supervisor
+
+
+@pytest.mark.parametrize("years", [10, -10, 1000])
+def test_a_clock_that_is_set_makes_no_job_older(tmp_path: Path, years: int) -> None:
+    """Nor those that finish afterwards, or once it is set back; and what is the oldest stays so."""
+    jump = tmp_path / "jump"
+    jump.write_text("0")
+    supervisor = with_clock(tmp_path, f"real_ns() + int(open({str(jump)!r}).read())")
+    with supervisor:
+        for job_id, offset_ns in (("before", 0), ("after", years * 365 * 86400 * 10**9), ("back", 0)):
+            jump.write_text(str(offset_ns))
+            assert supervisor.finish(job_id, programs.exits(3)).exit_code == 3
+            # Whoever greets it with other settings has it look at what there is too much of.
+            supervisor.settings["slots"] = 100 + len(supervisor.events())
+            supervisor.connect().close()
+        for job_id in ("before", "after", "back"):
+            assert supervisor.record(job_id).state is JobState.FINISHED
+        supervisor.settings["keep_jobs"] = 1
+        supervisor.connect().close()
+        with supervisor.reader() as reader:
+            eventually_sync(lambda: reader.get("after") is None, PATIENCE_S)
+            assert reader.get("before") is None
+            assert reader.get("back") is not None
+
+
 @pytest.mark.parametrize("moment_ns", [2**63, 10**20, 0])
 def test_a_clock_that_no_record_can_hold(tmp_path: Path, moment_ns: int) -> None:
-    """The wall clock as a start-up file of Python sets it for the supervisor alone; as of the year 2262 or long ago."""
-    (tmp_path / "odd_clock.py").write_text(
-        f"import runpy, sys, time\n"
-        f"time.time_ns = lambda: {moment_ns}\n"
-        f"sys.argv[:2] = sys.argv[2:2]\n"
-        f"sys.argv = ['supervisor', *sys.argv[sys.argv.index('worker_svc.supervisor') + 1:]]\n"
-        f"runpy.run_module('worker_svc.supervisor', run_name='__main__', alter_sys=True)\n"
-    )
-    supervisor = SupervisorProcess(tmp_path / "state")
-    supervisor.run_as = [sys.executable, "-S", str(tmp_path / "odd_clock.py")]
+    """As of the year 2262, or long ago."""
+    supervisor = with_clock(tmp_path, str(moment_ns))
     with supervisor:
         supervisor.run("stopped", programs.SLEEP)
         supervisor.client.ask("stop", id="stopped", signal=None, grace_s=None)

@@ -35,7 +35,7 @@ def threads_of(supervisor: SupervisorProcess) -> int:
 def test_jobs_need_no_thread_that_was_not_there_before_the_first(supervisor: SupervisorProcess) -> None:
     before = threads_of(supervisor)
     for number in range(3):
-        supervisor.finish(f"j{number}", programs.TRUE)
+        supervisor.finish(f"j{number}", programs.TRUE, output_max_bytes=1_000_000)
     supervisor.client.ask("delete", id="j0")
     eventually_sync(lambda: not list((supervisor.path / "output").glob("j0.*")), PATIENCE_S)
     assert threads_of(supervisor) == before

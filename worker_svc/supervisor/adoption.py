@@ -109,8 +109,3 @@ def _status_of_reaped(pidfd: int) -> Exit | None:
         raise
     fields = _PIDFD_INFO.unpack(request)
     return Exit.from_wait_status(fields[-1]) if fields[0] & _PIDFD_INFO_EXIT else None
-
-
-def boot_id() -> str:
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return file.read().strip()

@@ -27,8 +27,8 @@ from worker_svc.job import (
     error_message,
     fault_text,
 )
-from worker_svc.supervisor import adoption, crashpoints
-from worker_svc.supervisor.clocks import NS_PER_S, wall_ns
+from worker_svc.supervisor import crashpoints
+from worker_svc.supervisor.clocks import NS_PER_S, boot_id, wall_ns
 from worker_svc.supervisor.containment import Containment, ContainmentError
 from worker_svc.supervisor.endings import Endings
 from worker_svc.supervisor.journal import note
@@ -72,7 +72,7 @@ class Jobs:
         self._transitions = Transitions(ledger)
         self.retention = Retention(state_dir, store, ledger)
         self.reserve = Reserve()
-        self._boot_id = adoption.boot_id()
+        self._boot_id = boot_id()
         self._by_id: dict[str, LiveJob] = {}
         self._by_pidfd: dict[int, LiveJob] = {}
         self._queue: OrderedDict[str, LiveJob] = OrderedDict()

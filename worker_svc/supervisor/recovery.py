@@ -6,8 +6,7 @@ import os
 import sqlite3
 
 from worker_svc.job import JobSpec, JobState, StopCause
-from worker_svc.supervisor import adoption, crashpoints
-from worker_svc.supervisor.clocks import wall_ns
+from worker_svc.supervisor import adoption, clocks, crashpoints
 from worker_svc.supervisor.jobs import Jobs
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.livejob import LiveJob
@@ -17,7 +16,7 @@ from worker_svc.supervisor.store import JobStore, LiveRow
 
 def recover(jobs: Jobs, store: JobStore, *, owns_processes: bool) -> None:
     """owns_processes: false for the copy of a state directory, whose jobs are the original's."""
-    boot_id = adoption.boot_id()
+    boot_id = clocks.boot_id()
     rebooted = store.get_meta("boot_id") not in (None, boot_id)
     for row in store.live():
         job = jobs.put_back(row)
@@ -83,7 +82,7 @@ def _find_started(jobs: Jobs, job: LiveJob, store: JobStore, rebooted: bool) -> 
     job.take(spec)
     if job.stop_cause is not StopCause.NONE:
         job.asked_cause, job.stop_cause, job.asked = job.stop_cause, StopCause.NONE, (None, None)
-    jobs.go_on_running(job, Spawned(leader.pid, pidfd, leader.start_ticks), wall_ns())
+    jobs.go_on_running(job, Spawned(leader.pid, pidfd, leader.start_ticks), clocks.wall_ns())
 
 
 def _lose(jobs: Jobs, job: LiveJob, spec: JobSpec, reason: str) -> None:

@@ -83,11 +83,11 @@ class KeepLimits(NamedTuple):
 
 
 def excess(kept: Kept, oldest: list[FinishedRow], limits: KeepLimits, now_ns: int) -> list[FinishedRow]:
-    """Those of the oldest jobs that must go, in order."""
+    """Those of the oldest jobs that must go, in order. The time is that of the store's SteadyClock."""
     jobs, size = kept
     gone = []
     for row in oldest:
-        too_old = limits.age_s is not None and now_ns - row.finished_ns > limits.age_s * 1e9
+        too_old = limits.age_s is not None and now_ns - row.finished_steady_ns > limits.age_s * 1e9
         too_many = limits.jobs is not None and jobs > limits.jobs
         too_large = limits.bytes is not None and size > limits.bytes
         if not (too_old or too_many or too_large):
@@ -148,10 +148,11 @@ class Retention:
             self._next_s = now_s + _RETRY_S
             return
         try:
+            self._store.keep_clock()
             # Not only when nothing else is to be committed: under load there always is.
             oldest = self._store.oldest_finished(_JOBS_PER_STEP + len(self._doomed))
             oldest = [row for row in oldest if row.job_id not in self._doomed]
-            gone = excess(self._kept, oldest, KeepLimits.from_settings(settings), time.time_ns())
+            gone = excess(self._kept, oldest, KeepLimits.from_settings(settings), self._store.clock.now_ns())
             for row in gone:
                 self.delete(row, settings.keep_ids)
             is_more = any((len(gone) >= _JOBS_PER_STEP, self._drop_events(settings), self._sweep()))

@@ -11,6 +11,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Any, Final
 
 from worker_svc.job import JobRecord, JobSpec, JobState, KnownJob, Outcome, Transition
+from worker_svc.supervisor.clocks import SteadyClock
 from worker_svc.supervisor.store_rows import (
     EVENT_COLUMNS,
     EVER_KNOWN,
@@ -23,6 +24,7 @@ from worker_svc.supervisor.store_rows import (
     SCHEMA_VERSION,
     SPEC_IN_ROW_MAX_BYTES,
     SPEC_OF,
+    STEADY_CLOCK,
     STORE_NAME,
     WHOLE_RECORD_COLUMNS,
     FinishedRow,
@@ -115,6 +117,11 @@ class StoreReader:
     def oldest_finished(self, limit: int, after: FinishedRow | None, owner: str | None = None) -> list[FinishedRow]:
         return _oldest_finished(self._db, limit, after, owner)
 
+    def steady_ns(self) -> int:
+        """The time by the store's own clock."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (STEADY_CLOCK,)).fetchone()
+        return SteadyClock(row[0] if row else None).now_ns()
+
     def sequence(self) -> int:
         """The latest sequence number given out."""
         row = self._db.execute("SELECT value FROM meta WHERE key = 'sequence'").fetchone()
@@ -149,6 +156,7 @@ class JobStore:
         self.sequence = self._committed
         """The latest sequence number given out."""
         self.state_id = str(self.get_meta("state_id"))
+        self.clock = SteadyClock(self.get_meta(STEADY_CLOCK))
 
     def _migrate(self) -> None:
         found = _schema_version(self._db)
@@ -198,6 +206,12 @@ class JobStore:
     def set_meta(self, key: str, value: str | int | bytes) -> None:
         self._write("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
+    def keep_clock(self) -> None:
+        """From time to time. Raises sqlite3.Error."""
+        kept = self.clock.to_keep()
+        if kept:
+            self.set_meta(STEADY_CLOCK, kept)
+
     def add_job(
         self,
         job_id: str,
@@ -233,6 +247,8 @@ class JobStore:
         sequence = self.sequence + 1
         self._write(INSERT_EVENT, (sequence, *moved[1:]))
         columns = {"state": int(moved.to_state), "last_sequence": sequence, **changes}
+        if moved.to_state is JobState.FINISHED:
+            columns["finished_steady_ns"] = self.clock.now_ns()
         self._write(
             f"UPDATE jobs SET {', '.join(f'{name}=?' for name in columns)} WHERE ordinal = ?",
             (*columns.values(), ordinal),
@@ -340,10 +356,10 @@ def _oldest_finished(
 ) -> list[FinishedRow]:
     only, whose = _of(owner)
     # The index alone finds where to go on: it has the ordinal, too.
-    place = (after.finished_ns, after.ordinal) if after else (0, 0)
+    place = (after.finished_steady_ns, after.ordinal) if after else (-1, 0)
     rows = db.execute(
-        f"SELECT {_FINISHED} FROM jobs WHERE state = 5 AND (finished_ns, ordinal) > (?, ?){only}"
-        " ORDER BY finished_ns, ordinal LIMIT ?",
+        f"SELECT {_FINISHED} FROM jobs WHERE state = 5 AND (finished_steady_ns, ordinal) > (?, ?){only}"
+        " ORDER BY finished_steady_ns, ordinal LIMIT ?",
         (*place, *whose, limit),
     )
     return [FinishedRow(*row) for row in rows]

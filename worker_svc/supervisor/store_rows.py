@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 from worker_svc.job import JobRecord, JobSpec, JobState, KnownJob, Outcome, Transition, unicode_text
 
 STORE_NAME: Final = "jobs.sqlite3"
+STEADY_CLOCK: Final = "steady_clock"
 SCHEMA_VERSION: Final = 2
 # A spec that takes more than this is kept apart, so that rows stay small: of what changes often, and of what is listed.
 SPEC_IN_ROW_MAX_BYTES: Final = 4096
@@ -46,10 +47,11 @@ CREATE TABLE jobs (
     stuck TEXT NOT NULL DEFAULT '',
     owner TEXT NOT NULL DEFAULT '',
     output_loss TEXT NOT NULL DEFAULT '',
-    spec_bytes INTEGER NOT NULL DEFAULT 0
+    spec_bytes INTEGER NOT NULL DEFAULT 0,
+    finished_steady_ns INTEGER
 );
 CREATE INDEX jobs_live ON jobs (ordinal) WHERE state < 5;
-CREATE INDEX jobs_finished ON jobs (finished_ns) WHERE state = 5;
+CREATE INDEX jobs_finished ON jobs (finished_steady_ns) WHERE state = 5;
 CREATE INDEX jobs_owner ON jobs (owner, job_id);
 CREATE TABLE stdin (ordinal INTEGER PRIMARY KEY, content BLOB NOT NULL);
 CREATE TABLE events (
@@ -93,6 +95,10 @@ DROP INDEX jobs_owner;
 CREATE INDEX jobs_owner ON jobs (owner, job_id);
 ALTER TABLE jobs ADD COLUMN output_loss TEXT NOT NULL DEFAULT '';
 ALTER TABLE jobs ADD COLUMN spec_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN finished_steady_ns INTEGER;
+UPDATE jobs SET finished_steady_ns = finished_ns WHERE state = 5;
+DROP INDEX jobs_finished;
+CREATE INDEX jobs_finished ON jobs (finished_steady_ns) WHERE state = 5;
 {_BESIDE_JOBS}
 INSERT INTO labels SELECT ordinal, key, value FROM jobs, json_each(jobs.spec, '$.labels');
 INSERT INTO specs SELECT ordinal, spec FROM jobs WHERE length(spec) > {SPEC_IN_ROW_MAX_BYTES};
@@ -144,11 +150,12 @@ class LiveRow(NamedTuple):
 
 
 class FinishedRow(NamedTuple):
-    """Of a finished job: what retention must know. `stored_bytes` is what its output takes on disk."""
+    """Of a finished job: what retention must know. `stored_bytes` is what its output takes on disk; when it finished is
+    by the store's SteadyClock."""
 
     ordinal: int
     job_id: str
-    finished_ns: int
+    finished_steady_ns: int
     stored_bytes: int
 
 
