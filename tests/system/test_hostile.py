@@ -64,15 +64,15 @@ def assert_bounded(worker: Worker, before: tuple[int, int]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_who_is_honest_is_answered_while_others_are_hostile(worker: Worker, honest: RawClient) -> None:
-    """Until each kind of attack was made twice: how long an answer takes is the long test's to say."""
+    """Until each kind of attack was made: how long an answer takes is the long test's to say."""
     before = peak_bytes(worker)
     with hostile_mix(worker.address, yields=False) as done:
         for number in range(ROUNDS_MAX):
             start_and_query(honest, number)
             time.sleep(0.02)
-            if number >= 50 and min(done()) >= 2:
+            if number >= 50 and min(done()) >= 1:
                 break
-        assert min(done()) >= 2, dict(zip(ATTACKS, done(), strict=True))
+        assert min(done()) >= 1, dict(zip(ATTACKS, done(), strict=True))
     assert_bounded(worker, before)
 
 
