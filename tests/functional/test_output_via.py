@@ -97,6 +97,7 @@ def test_another_user_can_open_it_anew(supervisor: SupervisorProcess, via: dict[
     argv = shell("echo one; echo two >>/dev/stderr; echo three >>/dev/stdout")
     supervisor.finish("j", argv, identity={"user": "nobody"}, **via)
     assert supervisor.output("j") == b"one\ntwo\nthree\n"
+    assert Path(output_path(str(supervisor.path), "j")).stat().st_uid == 0, "the finished job has it still"
 
 
 def test_standard_error_apart(supervisor: SupervisorProcess, state: Path) -> None:

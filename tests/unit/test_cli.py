@@ -270,6 +270,7 @@ def test_the_block() -> None:
 
 def test_the_block_of_a_job_with_limits() -> None:
     job = Job(job_id="a", state=JobState(JobState.RUNNING), paused=True, stuck="pid 7 (D) waits in nfs_wait")
+    job.output_loss = "5 bytes were truncated"
     job.spec = JobSpec(
         command="ls",
         limits=Limits(
@@ -293,6 +294,7 @@ def test_the_block_of_a_job_with_limits() -> None:
         "runs as:       user nobody; group adm; groups none; may gain privileges",
         "sandbox:       read only /usr, /etc; read and write /w; private /tmp; no network",
         "ends:          when all of its processes are gone",
+        "output loss:   5 bytes were truncated",
     ]
     told = job_json(job)["spec"]
     assert told["limits"]["rlimits"] == {

@@ -14,6 +14,7 @@ import heapq
 import os
 import select
 import struct
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -50,6 +51,7 @@ class _File:
         "is_noted",
         "is_told",
         "job",
+        "lock",
         "next_look",
         "path",
         "place",
@@ -62,6 +64,8 @@ class _File:
 
     def __init__(self, job: Any, path: str, cap_bytes: int, policy: OutputPolicy) -> None:
         self.job = job
+        self.lock = threading.Lock()
+        """Held for a look, and to let go: the end of a job must not fall between the two halves of a change."""
         self.path = path
         self.place = path
         """Where it is found now: an operator may have moved or removed it while the job has it open."""
@@ -132,6 +136,8 @@ class OutputGuard:
         file = self._files.get(path)
         if file is None:
             return 0
+        with file.lock:
+            file.gone = True
         self._tell(lambda: self._let_go(path))
         return file.size
 
@@ -166,7 +172,6 @@ class OutputGuard:
         file = self._files.pop(path, None)
         if file is None:
             return
-        file.gone = True
         if self._watched.pop(file.watch, None):
             try:
                 syscalls.inotify_rm_watch(self._inotify, file.watch)
@@ -246,6 +251,10 @@ class OutputGuard:
 
     def _look(self, file: _File) -> int:
         """Enforces the cap; returns how many bytes may be written before it must be enforced again."""
+        with file.lock:
+            return self._enforce(file)
+
+    def _enforce(self, file: _File) -> int:
         found = self._stat(file)
         if found is None:
             return _A_LONG_REST

@@ -125,7 +125,10 @@ class Outputs:
             if lost:
                 losses.append(f"standard error: {lost}" if index else lost)
             try:
-                stored_bytes += os.stat(path).st_blocks * 512
+                found = os.stat(path)
+                stored_bytes += found.st_blocks * 512
+                if found.st_uid != os.geteuid():  # what the job linked or has open still is not the job's any more
+                    os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)
             except OSError:  # it never started, an operator removed it, or its disk is dead
                 continue
         job.pipes = []

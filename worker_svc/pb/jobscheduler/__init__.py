@@ -653,7 +653,8 @@ class JobTransition(betterproto.Message):
     signal: str = betterproto.string_field(18)
     reason: str = betterproto.string_field(19)
     """
-    Why: of a finished job its error text, of a stopping one what asked for it.
+    Why: of a finished job its error text, of a stopping one what asked for it; of a move that stays where it is what
+     there is to be said: "paused", "resumed", "output: 11 bytes were truncated".
     """
 
 
