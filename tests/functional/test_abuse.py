@@ -22,7 +22,7 @@ from hyperframe.frame import ContinuationFrame, Frame, HeadersFrame, PingFrame, 
 from tests.support.grpc_host import GrpcHost
 from tests.support.raw_h2 import PREFACE, RawClient, grpc_headers, head, prefixed
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 ABUSERS: Final = 4
 SAMPLES: Final = 300

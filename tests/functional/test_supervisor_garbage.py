@@ -79,7 +79,7 @@ def test_a_header_nested_deeply(supervisor: SupervisorProcess) -> None:
     assert lives(supervisor)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_requests_with_anything_for_a_value(supervisor: SupervisorProcess) -> None:
     """Well-formed frames, whose fields are of the wrong type, too large or missing."""

@@ -32,7 +32,7 @@ from worker_svc.supervisor.store import JobStore
 _LEVELS = ("cgroup", "subreaper")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(110)
 def test_a_short_round_of_the_harness() -> None:
     """scripts/soak goes on for longer; the seed is printed, and says what was done to what (but not when)."""
@@ -219,7 +219,7 @@ def _make_finished(state_dir: Path, count: int) -> None:
     store.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("with_supervisor", [False, True], ids=["worker", "both"])
 async def test_a_restart_with_many_jobs(tmp_path: Path, with_supervisor: bool) -> None:

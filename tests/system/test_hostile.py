@@ -61,7 +61,7 @@ def assert_bounded(worker: Worker, before: tuple[int, int]) -> None:
     assert grown[1] < 64
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_who_is_honest_is_answered_while_others_are_hostile(worker: Worker, honest: RawClient) -> None:
     """Until each kind of attack was made: how long an answer takes is the long test's to say."""

@@ -690,7 +690,7 @@ class _ClientProcess:
 
 @pytest.mark.parametrize(
     "followers",
-    [pytest.param(100, id="100"), pytest.param(1000, id="1000", marks=pytest.mark.slow)],
+    [pytest.param(100, id="100"), pytest.param(1000, id="1000", marks=pytest.mark.long)],
 )
 def test_many_followers_and_a_worker_killed_under_them(tmp_path: Path, followers: int) -> None:
     """200 MB; a thousand that read all of it would be 200 GB, so most of them follow its last part, live.

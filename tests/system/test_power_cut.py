@@ -122,7 +122,7 @@ def tear_checkpoint(db: Path, wal: Path, rng: random.Random) -> None:
     db.write_bytes(content)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("damage", [leave, cut_last, tear_last, tear_checkpoint])
 def test_a_copy_at_any_moment_opens_and_is_whole(
     tmp_path: Path, damage: Callable[[Path, Path, random.Random], None]

@@ -733,7 +733,7 @@ def counted_turns() -> Iterator[list[None]]:
         del selector.select
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_idle_followers_cost_nothing(reader: OutputReader, directory: Path) -> None:
     final = running()
     paths = [directory / f"{n}.out" for n in range(10)]
