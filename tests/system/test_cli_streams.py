@@ -129,6 +129,6 @@ def test_serve_with_descriptors_closed(tmp_path: Path) -> None:
     with worker_serving(worker, tmp_path / "w.sock"):
         links = [str(Path(f"/proc/{worker.pid}/fd/{fd}").readlink()) for fd in range(3)]
         assert links == ["/dev/null"] * 3
-        supervisor = worker.supervisor_pid()
+        supervisor = eventually_sync(worker.supervisor_pid, PATIENCE_S, "no supervisor")
         assert Path(f"/proc/{supervisor}/fd/0").readlink() == Path("/dev/null")
     assert not any(b"worker.serving" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
