@@ -365,6 +365,13 @@ def test_a_stream_is_charged_once_however_often_it_is_reset() -> None:
         assert flood(client, [RstStreamFrame(streams[0], error_code=8)] * 100, 30) == CALM  # more than we ever sent
 
 
+def test_calls_whose_time_is_up_are_not_charged() -> None:
+    with GrpcHost(resets_per_s=10) as host, RawClient(host.address) as client:
+        streams = [client.call(QUERY, b"\x0a\x043600", ("grpc-timeout", "90m")) for _ in range(100)]
+        client.send(*(RstStreamFrame(stream, error_code=8) for stream in streams))
+        assert works(client)
+
+
 async def test_closing_many_streams_of_a_client_library_ends_no_other_call() -> None:
     with GrpcHost(resets_per_s=10, control_frames_per_s=1) as host:
         async with WorkerClient(host.address) as client:

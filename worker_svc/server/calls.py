@@ -33,6 +33,7 @@ DRAINING: Final = "the worker is shutting down: connect again, and go on from wh
 
 _PREFIX_BYTES: Final = 5
 _SLOW_BYTES: Final = 128 * 1024
+_DEADLINE_SLACK_S: Final = 0.1
 # Of the most streams, the part that calls which last may not take: there is always room for a StopJob.
 _KEPT_FREE: Final = 8
 _LASTING_UNARY: Final = frozenset({"/jobscheduler.Worker/WaitJob"})
@@ -227,6 +228,11 @@ class CallHandler(Handler):
         if is_lasting:
             self._lasting.add(stream)
         self._tasks[stream] = self.loop.create_task(self._serve(stream, head, method, release_stream))
+
+    def is_overdue(self, stream: H2Stream) -> bool:
+        """Whether the time is up that its caller gave it: then clients reset it by themselves."""
+        call = self.running.get(stream)
+        return call is not None and call.deadline is not None and call.deadline.time_remaining() < _DEADLINE_SLACK_S
 
     def cancel(self, stream: H2Stream) -> None:
         # Its place is free at once: the client may have sent the next call right behind the reset.

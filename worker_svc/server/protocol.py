@@ -280,7 +280,7 @@ class ServerProtocol(H2Protocol, asyncio.BufferedProtocol):
         if stream is None or stream.created is None:
             self._count_control()  # for which it has credit
             return
-        if self._now_s - stream.created < _EARLY_RESET_S:
+        if self._now_s - stream.created < _EARLY_RESET_S and not self.calls.is_overdue(stream):
             self.count_reset()
         stream.created = None  # charged: more of them may follow before h2 sees this one
 
