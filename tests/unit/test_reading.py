@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 
+from tests.support.waiting import eventually
+from worker_svc.access import RPCS, Caller, Role
 from worker_svc.feed import Feed
+from worker_svc.guard import Call
 from worker_svc.job import JobSpec, JobState, Transition
+from worker_svc.listing import Listing
+from worker_svc.messages import Files
+from worker_svc.pb import jobscheduler as pb
 from worker_svc.reading import LongReads
 from worker_svc.supervisor.store import JobStore, StoreReader
 
@@ -24,6 +30,13 @@ class CountedReads(LongReads):
     async def read(self, query: Callable[[StoreReader], T]) -> T:
         self.reads += 1
         return await super().read(query)
+
+
+class Room:
+    """For answers, as much as there may be."""
+
+    async def take_room(self, size_bytes: int) -> None:
+        return
 
 
 @pytest.fixture
@@ -149,3 +162,26 @@ async def test_a_watch_that_wants_nothing_gives_way(tmp_path: Path, reads: Count
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
     reader.close()
+
+
+async def test_a_listing_whose_caller_leaves_reads_no_further(tmp_path: Path, reads: CountedReads) -> None:
+    store = JobStore(str(tmp_path))
+    store.begin()
+    for number in range(1000):
+        ordinal = store.add_job(f"j{number}", JobSpec("true"), "", 1, b"")
+        store.add_transition(ordinal, Transition(0, f"j{number}", 5, JobState.NEW, JobState.QUEUED), {})
+    store.commit()
+    store.close()
+    listing = Listing(reads, lambda record: Files("", "", 0, 0))
+    call = Call("ListJobs", RPCS["ListJobs"], Caller("uid:0", Role.ADMIN, ""), cast(Any, None), cast(Any, Room()))
+    whole = await listing.page(call, pb.ListJobsReq(page_size=1000))
+    assert len(pb.ListJobsRes().parse(whole.data).jobs) == 1000
+    steps = reads.reads
+    leaving = asyncio.create_task(listing.page(call, pb.ListJobsReq(page_size=1000)))
+    await eventually(lambda: reads.reads > steps + 1)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    read = reads.reads
+    async with reads.step("another"):
+        await reads.read(lambda reader: reader.sequence())
+    assert reads.reads == read + 1 < 2 * steps
