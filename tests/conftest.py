@@ -1,10 +1,33 @@
-"""What all tests have in common: which of them run, how a failure is repeated, and the fixtures."""
+"""What all tests have in common: which of them run, how a failure is repeated, and the fixtures.
+
+A module that wants another worker or supervisor than the plain one says only in what it differs: it has its own
+`worker_keys`, `shared_keys`, `supervisor_options` or `supervisor_settings`.
+"""
 
 from __future__ import annotations
 
 import shlex
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.support import programs
+from tests.support.contained import LEVELS, contained, skip_unless
+from tests.support.fake_worker import FakeWorker
+from tests.support.filesystems import mounted
+from tests.support.output_files import why_no_holes
+from tests.support.peers import Peer, Peers
+from tests.support.secured import make_certs, tls_keys
+from tests.support.spawning import Launchpad, skip_unless_built
+from tests.support.workers import SupervisorProcess, Worker
+from worker_svc.client import WorkerClient
+from worker_svc.supervisor.containment import CGROUP, SUBREAPER, Containment
+from worker_svc.supervisor.spawn import NATIVE, PYTHON
+from worker_svc.supervisor.store import JobStore, StoreReader
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,3 +52,188 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("to repeat each alone")
         for nodeid in sorted(failed):
             terminalreporter.line(f"scripts/test {shlex.quote(nodeid)}")
+
+
+# The machine
+
+
+@pytest.fixture(params=(CGROUP, SUBREAPER))
+def level(request: pytest.FixtureRequest) -> str:
+    """Of containment, as a supervisor is told."""
+    level: str = request.param
+    skip_unless(level)
+    return level
+
+
+@pytest.fixture(params=LEVELS)
+def each_level(request: pytest.FixtureRequest) -> str:
+    """And those that old kernels have."""
+    level: str = request.param
+    skip_unless(level)
+    return level
+
+
+@pytest.fixture(params=(NATIVE, PYTHON))
+def spawner(request: pytest.FixtureRequest) -> str:
+    spawner: str = request.param
+    skip_unless_built(spawner)
+    return spawner
+
+
+@pytest.fixture
+def holes(tmp_path: Path) -> None:
+    """The test needs a file system that can make holes in files."""
+    if why := why_no_holes(tmp_path):
+        pytest.skip(why)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of two megabytes."""
+    with mounted(tmp_path / "disk", "tmpfs", "size=2m,mode=700") as folder:
+        yield folder
+
+
+@pytest.fixture
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    """Somebody else's process, which nobody may signal."""
+    process = subprocess.Popen(programs.SLEEP)
+    yield process
+    assert process.poll() is None, "it was signalled"
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory and an environment without settings."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("CONFIG", "ADDR", "CA", "CRT", "KEY", "SERVER_NAME"):
+        monkeypatch.delenv(f"WORKER_SVC_{name}", raising=False)
+    return tmp_path
+
+
+# The parts of a supervisor
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[JobStore]:
+    store = JobStore(str(tmp_path))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def reader(tmp_path: Path, store: JobStore) -> Iterator[StoreReader]:
+    reader = StoreReader(str(tmp_path))
+    yield reader
+    reader.close()
+
+
+@pytest.fixture
+def pad(spawner: str, tmp_path: Path) -> Launchpad:
+    return Launchpad(spawner, tmp_path)
+
+
+@pytest.fixture
+def containment(each_level: str) -> Iterator[Containment]:
+    with contained(each_level) as containment:
+        yield containment
+
+
+# A supervisor
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A state directory to be."""
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def supervisor_options() -> tuple[str, ...]:
+    return ()
+
+
+@pytest.fixture
+def supervisor_settings() -> dict[str, Any]:
+    return {}
+
+
+@pytest.fixture
+def supervisor(
+    state: Path, supervisor_options: tuple[str, ...], supervisor_settings: dict[str, Any]
+) -> Iterator[SupervisorProcess]:
+    running = SupervisorProcess(state, **supervisor_settings)
+    running.options = supervisor_options
+    with running:
+        yield running
+
+
+# A worker
+
+
+@pytest.fixture
+def worker_keys() -> dict[str, Any]:
+    """Its configuration."""
+    return {}
+
+
+@pytest.fixture
+def worker(tmp_path: Path, worker_keys: dict[str, Any]) -> Iterator[Worker]:
+    """The test's own."""
+    with Worker(tmp_path, **worker_keys) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(worker: Worker) -> AsyncIterator[WorkerClient]:
+    async with worker.client() as connected:
+        yield connected
+
+
+@pytest.fixture(scope="module")
+def shared_keys() -> dict[str, Any]:
+    """The shared worker's configuration."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, shared_keys: dict[str, Any]) -> Iterator[Worker]:
+    """A worker of all tests of a module, of which none stops it or needs to be alone there."""
+    with Worker(tmp_path_factory.mktemp("worker"), **shared_keys) as running:
+        yield running
+
+
+@pytest.fixture
+async def shared_client(shared: Worker) -> AsyncIterator[WorkerClient]:
+    async with shared.client() as connected:
+        yield connected
+
+
+@pytest.fixture
+def fake_worker() -> FakeWorker:
+    """Without a supervisor: it answers as told, and remembers what it was asked."""
+    return FakeWorker()
+
+
+# A worker over mTLS, shared by the tests of a module
+
+
+@pytest.fixture(scope="module")
+def peers(tmp_path_factory: pytest.TempPathFactory) -> Peers:
+    folder = tmp_path_factory.mktemp("certs")
+    return Peers(make_certs(folder / "certs"), folder)
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory, peers: Peers) -> Iterator[Worker]:
+    with Worker(tmp_path_factory.mktemp("secured"), **tls_keys(peers.certs)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def clients(secured: Worker, peers: Peers) -> Iterator[dict[str, Peer]]:
+    with ExitStack() as stack:
+        names = ("admin", "operator", "red", "blue", "viewer", "stranger", "uid0", "nameless")
+        yield {name: stack.enter_context(peers.connect(secured.address, name)) for name in names}

@@ -8,39 +8,22 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from tests.functional.test_containment import kill, run_until_up
-from tests.support.contained import Running, contain, end, run, skip_unless, stop_being_subreaper
+from tests.support.contained import Running, end, kill, run, run_until_up, skip_unless
 from tests.support.programs import python
 from tests.support.waiting import eventually_sync
+from tests.support.workers import PATIENCE_S
 from worker_svc.job import Exit
 from worker_svc.supervisor.containment import CGROUP, Containment, Usage
 
 MIB: Final = 2**20
 # Software emulation is slow to start an interpreter.
-PATIENCE_S: Final = 50
 # Takes 4 MiB more in each step, so that it is not one huge allocation that is refused.
 EAT_MEMORY: Final = "kept = []\nwhile True: kept.append(b'x' * 4 * 2**20)"
-
-
-@pytest.fixture
-def containment() -> Iterator[Containment]:
-    skip_unless(CGROUP)
-    containment = contain("cgroup")
-    try:
-        yield containment
-    finally:
-        for container in list(containment._containers.values()):
-            kill(containment, container)
-            containment.remove(container)
-        containment.tidy()
-        containment.close()
-        stop_being_subreaper()
 
 
 def need(containment: Containment, *fields: str) -> None:
@@ -48,6 +31,12 @@ def need(containment: Containment, *fields: str) -> None:
         missing = containment.unenforceable().get(field)
         if missing:
             pytest.skip(f"{field}: {missing}")
+
+
+@pytest.fixture
+def each_level() -> str:
+    skip_unless(CGROUP)
+    return CGROUP
 
 
 def finish(containment: Containment, running: Running) -> tuple[Exit, Usage]:

@@ -10,7 +10,6 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -19,73 +18,21 @@ import pytest
 from tests.support.contained import (
     ESCAPEES,
     LEAVE_CGROUP,
-    LEVELS,
-    Running,
     apart,
     bystanders,
-    contain,
     end,
+    kill,
     run,
-    skip_unless,
-    stop_being_subreaper,
+    run_until_up,
 )
 from tests.support.programs import LEAVES_CHILD, SLEEP, is_alive, open_fds, python
 from tests.support.waiting import eventually_sync
-from worker_svc.job.limits import NO_LIMITS, OF_TREE, Limits
-from worker_svc.supervisor.containment import CGROUP, SUBREAPER, Container, Containment, ContainmentError
+from tests.support.workers import PATIENCE_S
+from worker_svc.job.limits import OF_TREE
+from worker_svc.supervisor.containment import CGROUP, SUBREAPER, Containment, ContainmentError
 from worker_svc.supervisor.containment.processes import process
 
 REPEATS: Final = int(os.environ.get("WORKER_TEST_REPEATS", "5"))
-# A real supervisor's last straw, too: what a kill leaves is killed again after a while.
-KILL_AGAIN_S: Final = 0.005
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest) -> str:
-    level: str = request.param
-    skip_unless(level)
-    return level
-
-
-@pytest.fixture
-def containment(level: str) -> Iterator[Containment]:
-    containment = contain(level)
-    try:
-        yield containment
-    finally:
-        for container in list(containment._containers.values()):
-            kill(containment, container)
-            containment.remove(container)
-        containment.reap_orphans()
-        containment.tidy()
-        base = containment.base_path
-        containment.close()
-        stop_being_subreaper()
-    assert not base or not Path(base).exists(), "the base group was left"
-
-
-def kill(containment: Containment, container: Container, timeout_s: float = 20) -> None:
-    """Until nothing is left, as a supervisor does: woken by events, and again after a while."""
-    deadline_s = time.monotonic() + timeout_s
-    while not containment.kill(container):
-        assert time.monotonic() < deadline_s, containment.survivors(container)
-        select.select([containment.events_fd], [], [], KILL_AGAIN_S)
-        containment.take_events()
-        containment.reap_orphans()
-
-
-def run_until_up(containment: Containment, argv: list[str], job_id: str = "job", limits: Limits = NO_LIMITS) -> Running:
-    """Started, and as far as to have said "up"."""
-    read_fd, write_fd = os.pipe()
-    running = run(containment, argv, job_id, limits=limits, stdout=write_fd)
-    os.close(write_fd)
-    said = b""
-    while b"up" not in said:
-        part = os.read(read_fd, 64)
-        assert part, "it ended before it was up"
-        said += part
-    os.close(read_fd)
-    return running
 
 
 @pytest.mark.timeout(1200)
@@ -97,7 +44,7 @@ def test_nothing_escapes_a_kill_and_nobody_else_is_touched(containment: Containm
             if name == "leader first":
                 running.wait_for_leader()
             kill(containment, running.container)
-            assert running.oracle.is_gone(timeout_s=5), containment.survivors(running.container)
+            assert running.oracle.is_gone(PATIENCE_S), containment.survivors(running.container)
             assert containment.is_empty(running.container)
             assert containment.survivors(running.container) == []
             end(containment, running)
@@ -122,17 +69,17 @@ def test_nothing_escapes_while_other_jobs_run_and_they_run_on(containment: Conta
             running.wait_for_leader()
         kill(containment, running.container)
         is_doubtful = name == DOUBTFUL and containment.level == SUBREAPER
-        assert running.oracle.is_gone(0.0 if is_doubtful else 5.0) is not is_doubtful
+        assert running.oracle.is_gone(0.0 if is_doubtful else PATIENCE_S) is not is_doubtful
         assert len(containment.doubtful(running.container)) == is_doubtful
         end(containment, running, is_gone=not is_doubtful)
         assert not older.oracle.is_gone()
         assert not newer.oracle.is_gone()
         for other in (newer, older):
             kill(containment, other.container)
-            assert other.oracle.is_gone(5)
+            assert other.oracle.is_gone(PATIENCE_S)
             end(containment, other)
         if is_doubtful:
-            assert running.oracle.is_gone(5)
+            assert running.oracle.is_gone(PATIENCE_S)
             running.oracle.close()
 
 
@@ -141,7 +88,7 @@ def test_one_job_is_killed_and_the_others_run_on(containment: Containment) -> No
     eventually_sync(lambda: len(containment._members(spared.container)) == 3)  # the go-between has gone
     before = {one.pid for one in containment._members(spared.container)}
     kill(containment, doomed.container)
-    assert doomed.oracle.is_gone(5)
+    assert doomed.oracle.is_gone(PATIENCE_S)
     assert {one.pid for one in containment._members(spared.container)} == before
     kill(containment, spared.container)
     for running in (doomed, spared):
@@ -155,7 +102,7 @@ def test_orphans_without_marks_are_ended_with_the_last_job_that_can_have_left_th
     second = run_until_up(containment, ESCAPEES[DOUBTFUL], "second")
     kill(containment, second.container)
     is_doubtful = containment.level == SUBREAPER
-    assert second.oracle.is_gone(0.0 if is_doubtful else 5.0) is not is_doubtful
+    assert second.oracle.is_gone(0.0 if is_doubtful else PATIENCE_S) is not is_doubtful
     assert len(containment.doubtful(second.container)) == is_doubtful
     end(containment, second, is_gone=False)
     time.sleep(0.03)
@@ -165,7 +112,7 @@ def test_orphans_without_marks_are_ended_with_the_last_job_that_can_have_left_th
     end(containment, third)
     assert second.oracle.is_gone() is not is_doubtful
     kill(containment, first.container)
-    assert second.oracle.is_gone(5)
+    assert second.oracle.is_gone(PATIENCE_S)
     end(containment, first)
 
 
@@ -180,7 +127,7 @@ def test_an_orphan_without_marks_holds_up_no_other_job(containment: Containment)
     first.wait_for_leader()
     eventually_sync(lambda: containment.is_empty(first.container))
     kill(containment, first.container)
-    assert second.oracle.is_gone(5)
+    assert second.oracle.is_gone(PATIENCE_S)
     end(containment, first)
 
 
@@ -194,7 +141,7 @@ def test_a_process_that_was_seen_below_the_leader_stays_the_jobs(containment: Co
     running.wait_for_leader()
     assert not running.oracle.is_gone()
     kill(containment, running.container)
-    assert running.oracle.is_gone(5)
+    assert running.oracle.is_gone(PATIENCE_S)
     for one in (running, *others):
         assert one is running or not one.oracle.is_gone()
         kill(containment, one.container)
@@ -209,7 +156,7 @@ def test_a_copied_mark_is_no_help_to_what_was_seen_or_is_in_the_session(containm
     leader_first.wait_for_leader()
     for one in (running, leader_first):
         kill(containment, one.container)
-        assert one.oracle.is_gone(5)
+        assert one.oracle.is_gone(PATIENCE_S)
         end(containment, one)
     os.kill(victim.process.pid, signal.SIGKILL)
     victim.wait_for_leader()
@@ -223,7 +170,7 @@ def test_the_leader_exits_first_and_the_rest_is_found(containment: Containment) 
     assert containment.has_exited(running.container)
     assert not containment.is_empty(running.container)
     kill(containment, running.container)
-    assert running.oracle.is_gone(5)
+    assert running.oracle.is_gone(PATIENCE_S)
     pidfd = running.container.pidfd
     ended = containment.take_exit(running.container)
     os.close(pidfd)
@@ -279,7 +226,7 @@ def test_a_signal_reaches_what_is_left_without_the_leader(containment: Containme
     assert containment.take_exit(running.container) is not None
     eventually_sync(lambda: containment._members(running.container))
     containment.signal(running.container, signal.SIGTERM)
-    assert running.oracle.is_gone(5)
+    assert running.oracle.is_gone(PATIENCE_S)
     end(containment, running)
 
 
@@ -301,7 +248,7 @@ def test_freeze_stops_the_whole_tree_and_thaw_lets_it_go_on(containment: Contain
     eventually_sync(lambda: counts.stat().st_size > frozen_at + 2)
     containment.freeze(running.container)
     kill(containment, running.container)  # frozen ones too
-    assert running.oracle.is_gone(5)
+    assert running.oracle.is_gone(PATIENCE_S)
     end(containment, running)
 
 
@@ -327,7 +274,7 @@ def test_a_fork_bomb_under_a_pids_limit(containment: Containment) -> None:
         running = run(containment, bomb, limits={"pids_max": 200})
         time.sleep(0.2)
         kill(containment, running.container)
-        assert running.oracle.is_gone(5)
+        assert running.oracle.is_gone(PATIENCE_S)
         end(containment, running)
 
 
@@ -441,5 +388,5 @@ def test_groups_that_the_job_made_are_killed_and_removed_too(containment: Contai
     script = 'g="$0/mine/deeper"; mkdir -p "$g"; (echo 0 > "$g/cgroup.procs"; exec sleep 999) & echo up; exec sleep 999'
     running = run_until_up(containment, ["sh", "-c", script, f"{containment.base_path}/job-job"])
     kill(containment, running.container)
-    assert running.oracle.is_gone(5)
+    assert running.oracle.is_gone(PATIENCE_S)
     end(containment, running)

@@ -14,11 +14,10 @@ from typing import Final
 
 import pytest
 
-from tests.functional.test_containment import kill
-from tests.support.contained import LEVELS, bystanders, contain, end, run, skip_unless, stop_being_subreaper
+from tests.support.contained import bystanders, contained, end, kill, run, skip_unless
 from tests.support.programs import is_alive
 from tests.support.waiting import eventually_sync
-from worker_svc.supervisor.containment import CGROUP, SUBREAPER, Containment
+from worker_svc.supervisor.containment import CGROUP, SUBREAPER
 from worker_svc.supervisor.containment.processes import Process, environ_value, process, snapshot
 from worker_svc.supervisor.containment.signals import signal_job
 from worker_svc.supervisor.containment.sweep import send
@@ -29,7 +28,7 @@ ROOT: Final = str(Path(__file__).parents[2])
 EARLIER: Final = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
-from tests.support.contained import contain, run
+from tests.support.contained import bystanders, contained, end, kill, run, skip_unless
 containment = contain(sys.argv[2], sys.argv[3])
 job = run(containment, ["sh", "-c", sys.argv[4]], "job", stdout=2)
 print(job.container.pid, job.container.start_ticks, containment.base_path or "-", flush=True)
@@ -44,13 +43,6 @@ def members(state_id: str) -> list[int]:
     return [
         pid for pid, one in snapshot().items() if one.is_alive and environ_value(pid, b"WORKER_STATE_ID") == state_id
     ]
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest) -> str:
-    level: str = request.param
-    skip_unless(level)
-    return level
 
 
 @contextmanager
@@ -72,23 +64,9 @@ def left_by_an_earlier_one(level: str, script: str = TREE) -> Iterator[tuple[int
             os.kill(one, signal.SIGKILL)
 
 
-@contextmanager
-def contained(level: str, base: str = "") -> Iterator[Containment]:
-    containment = contain(level, STATE_ID, base)
-    try:
-        yield containment
-    finally:
-        for container in list(containment._containers.values()):
-            kill(containment, container)
-            containment.remove(container)
-        eventually_sync(lambda: containment.tidy() == 0)
-        containment.close()
-        stop_being_subreaper()
-
-
-def test_a_running_job_is_adopted_and_its_whole_tree_killed(level: str) -> None:
-    with left_by_an_earlier_one(level) as (pid, start_ticks, base), bystanders("other") as others:
-        with contained(level, base) as containment:
+def test_a_running_job_is_adopted_and_its_whole_tree_killed(each_level: str) -> None:
+    with left_by_an_earlier_one(each_level) as (pid, start_ticks, base), bystanders("other") as others:
+        with contained(each_level, STATE_ID, base) as containment:
             pidfd = os.pidfd_open(pid)
             container = containment.adopt("job", pid, pidfd, start_ticks)
             assert not containment.strangers()
@@ -105,7 +83,7 @@ def test_a_running_job_is_adopted_and_its_whole_tree_killed(level: str) -> None:
 
 def test_a_job_of_another_level_is_adopted_all_the_same() -> None:
     skip_unless(CGROUP)
-    with left_by_an_earlier_one(SUBREAPER) as (pid, start_ticks, _), contained("cgroup") as containment:
+    with left_by_an_earlier_one(SUBREAPER) as (pid, start_ticks, _), contained("cgroup", STATE_ID) as containment:
         pidfd = os.pidfd_open(pid)
         container = containment.adopt("job", pid, pidfd, start_ticks)
         assert not container.name
@@ -116,8 +94,8 @@ def test_a_job_of_another_level_is_adopted_all_the_same() -> None:
         os.close(pidfd)
 
 
-def test_the_tree_of_a_job_that_was_starting_is_found_without_its_pid(level: str) -> None:
-    with left_by_an_earlier_one(level) as (_, _, base), contained(level, base) as containment:
+def test_the_tree_of_a_job_that_was_starting_is_found_without_its_pid(each_level: str) -> None:
+    with left_by_an_earlier_one(each_level) as (_, _, base), contained(each_level, STATE_ID, base) as containment:
         container = containment.adopt("job")
         assert len(containment.survivors(container)) == TREE_SIZE
         containment.signal(container, signal.SIGTERM)
@@ -125,8 +103,8 @@ def test_the_tree_of_a_job_that_was_starting_is_found_without_its_pid(level: str
         assert eventually_sync(lambda: containment.kill(container))
 
 
-def test_orphans_are_the_containers_without_a_job(level: str) -> None:
-    with left_by_an_earlier_one(level) as (_, _, base), contained(level, base) as containment:
+def test_orphans_are_the_containers_without_a_job(each_level: str) -> None:
+    with left_by_an_earlier_one(each_level) as (_, _, base), contained(each_level, STATE_ID, base) as containment:
         assert containment.strangers() == [("job", 0)]
         for job_id, accepted_ns in containment.strangers():
             container = containment.adopt(job_id, accepted_ns=accepted_ns)
@@ -136,8 +114,11 @@ def test_orphans_are_the_containers_without_a_job(level: str) -> None:
         assert not containment.strangers()
 
 
-def test_a_freeze_outlives_its_supervisor_and_is_undone(level: str) -> None:
-    with left_by_an_earlier_one(level) as (pid, start_ticks, base), contained(level, base) as containment:
+def test_a_freeze_outlives_its_supervisor_and_is_undone(each_level: str) -> None:
+    with (
+        left_by_an_earlier_one(each_level) as (pid, start_ticks, base),
+        contained(each_level, STATE_ID, base) as containment,
+    ):
         pidfd = os.pidfd_open(pid)
         container = containment.adopt("job", pid, pidfd, start_ticks)
         containment.freeze(container)
@@ -157,12 +138,12 @@ def test_a_process_that_has_the_number_now_is_never_signalled() -> None:
         assert is_alive(others[1])
 
 
-def test_the_session_of_a_number_that_was_recycled_is_nobodys(level: str) -> None:
+def test_the_session_of_a_number_that_was_recycled_is_nobodys(each_level: str) -> None:
     """nomad#23969. The leader is reaped, then its very number leads a foreign session."""
     last_pid = Path("/proc/sys/kernel/ns_last_pid")
     if not os.access(last_pid, os.W_OK):
         pytest.skip(f"{last_pid} cannot be written: no process can be given a chosen number")
-    with contained(level) as containment:
+    with contained(each_level) as containment:
         running = run(containment, ["true"])
         running.wait_for_leader()
         pid, pidfd = running.container.pid, running.container.pidfd

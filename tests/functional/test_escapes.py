@@ -6,19 +6,18 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.support.contained import LEAVE_CGROUP, apart, skip_unless
+from tests.support.contained import LEAVE_CGROUP, apart
 from tests.support.programs import SLEEP, is_alive
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, Refused, SupervisorProcess
 from worker_svc.job import JobState, LeaderExit, Outcome
-from worker_svc.supervisor.containment import CGROUP, SUBREAPER
+from worker_svc.supervisor.containment import SUBREAPER
 from worker_svc.supervisor.containment.processes import snapshot
 from worker_svc.supervisor.store import STORE_NAME
 
@@ -26,19 +25,9 @@ from worker_svc.supervisor.store import STORE_NAME
 TICK_S: Final = 0.02
 
 
-@pytest.fixture(params=(CGROUP, SUBREAPER))
-def level(request: pytest.FixtureRequest) -> str:
-    level: str = request.param
-    skip_unless(level)
-    return level
-
-
 @pytest.fixture
-def supervisor(tmp_path: Path, level: str) -> Iterator[SupervisorProcess]:
-    supervisor = SupervisorProcess(tmp_path / "state")
-    supervisor.options = ("--containment", level)
-    with supervisor:
-        yield supervisor
+def supervisor_options(level: str) -> tuple[str, ...]:
+    return ("--containment", level)
 
 
 def escapee(tmp_path: Path, script: str = "") -> str:

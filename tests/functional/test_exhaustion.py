@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,12 +22,6 @@ from worker_svc.job import JobState, Outcome
 from worker_svc.supervisor.containment import CGROUP, SUBREAPER
 
 _MANY = 40
-
-
-@pytest.fixture
-def supervisor(tmp_path: Path) -> Iterator[SupervisorProcess]:
-    with SupervisorProcess(tmp_path / "state") as running:
-        yield running
 
 
 def limit_files(supervisor: SupervisorProcess) -> None:

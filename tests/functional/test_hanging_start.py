@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,14 +22,14 @@ def hangs(tmp_path: Path) -> Iterator[list[str]]:
         yield [str(mount_point / "program")]
 
 
-@pytest.fixture(params=[NATIVE, PYTHON])
-def supervisor(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SupervisorProcess]:
-    if request.param == NATIVE and IMPLEMENTATION != NATIVE:
-        pytest.skip("the extension is not built")
-    supervisor = SupervisorProcess(tmp_path / "state", slots=1)
-    supervisor.options = ("--spawner", request.param)
-    with supervisor:
-        yield supervisor
+@pytest.fixture
+def supervisor_options(spawner: str) -> tuple[str, ...]:
+    return ("--spawner", spawner)
+
+
+@pytest.fixture
+def supervisor_settings() -> dict[str, Any]:
+    return {"slots": 1}
 
 
 @pytest.mark.parametrize("level", ["", "subreaper"])

@@ -5,19 +5,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from tests.support import programs
-from tests.support.contained import skip_unless
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, Refused, SocketClient, SupervisorProcess
 from worker_svc import frames
 from worker_svc.job import JobState, LeaderExit
-from worker_svc.supervisor.containment import CGROUP, SUBREAPER
 
 # As a worker, with the right key, which the job can read here; says in a file what came of it.
 ASK: Final = """
@@ -56,13 +53,9 @@ WAYS: Final = {
 }
 
 
-@pytest.fixture(params=(CGROUP, SUBREAPER))
-def supervisor(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SupervisorProcess]:
-    skip_unless(request.param)
-    supervisor = SupervisorProcess(tmp_path / "state")
-    supervisor.options = ("--containment", request.param)
-    with supervisor:
-        yield supervisor
+@pytest.fixture
+def supervisor_options(level: str) -> tuple[str, ...]:
+    return ("--containment", level)
 
 
 def answer_to(supervisor: SupervisorProcess, tmp_path: Path, way: str, *, after: str = ":") -> str:

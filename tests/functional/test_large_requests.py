@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,8 @@ LARGE = ["x" * 100_000] * 14
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    with Worker(tmp_path_factory.mktemp("worker"), JOBS_SLOTS="50") as worker:
-        yield worker
-
-
-@pytest.fixture
-async def client(shared: Worker) -> AsyncIterator[WorkerClient]:
-    async with shared.client() as connected:
-        yield connected
+def shared_keys() -> dict[str, Any]:
+    return {"JOBS_SLOTS": "50"}
 
 
 @pytest.mark.parametrize(
@@ -51,30 +43,30 @@ async def client(shared: Worker) -> AsyncIterator[WorkerClient]:
     ids=["args", "env", "sandbox", "beyond the BMP", "euros"],
 )
 async def test_what_is_too_large_is_named(
-    shared: Worker, client: WorkerClient, large: dict[str, Any], field: str
+    shared: Worker, shared_client: WorkerClient, large: dict[str, Any], field: str
 ) -> None:
     for job_id in ("", "large"):
         with pytest.raises(InvalidArgument, match=rf"^{field}: too large: .* at most {SPEC_MAX_BYTES} bytes"):
-            await client.start("true", job_id=job_id, **large)
+            await shared_client.start("true", job_id=job_id, **large)
     assert shared.log_events("supervisor.lost") == []
 
 
 @pytest.mark.parametrize("text", [WORST * 87_000, "\N{GRINNING FACE}" * 32_000], ids=["control characters", "emoji"])
-async def test_the_largest_that_is_accepted_comes_back(shared: Worker, client: WorkerClient, text: str) -> None:
+async def test_the_largest_that_is_accepted_comes_back(shared: Worker, shared_client: WorkerClient, text: str) -> None:
     """As stored it takes nearly all it may; each answer about it is within what a default client takes."""
     args = [text] * (SPEC_MAX_BYTES // 6 // len(text.encode("utf-16-le")) * 2)
-    started = await client.start("true", args=args, separate_stderr=True)
-    job = await client.wait(started.job_id, PATIENCE_S)
+    started = await shared_client.start("true", args=args, separate_stderr=True)
+    job = await shared_client.wait(started.job_id, PATIENCE_S)
     assert (list(job.spec.args), job.left_out) == (args, [])
     assert len(bytes(job)) < ANSWER_MAX_BYTES
-    listed = [one async for one in client.list(view=pb.JobView.FULL) if one.job_id == started.job_id]
+    listed = [one async for one in shared_client.list(view=pb.JobView.FULL) if one.job_id == started.job_id]
     assert [list(one.spec.args) for one in listed] == [args]
     assert shared.log_events("supervisor.lost") == []
 
 
-async def test_pages_end_early_and_all_of_them_have_all_jobs(shared: Worker, client: WorkerClient) -> None:
+async def test_pages_end_early_and_all_of_them_have_all_jobs(shared: Worker, shared_client: WorkerClient) -> None:
     mark = {"test": "pages"}
-    ids = [(await client.start("true", args=LARGE, env={"K": "v"}, labels=mark)).job_id for _ in range(6)]
+    ids = [(await shared_client.start("true", args=LARGE, env={"K": "v"}, labels=mark)).job_id for _ in range(6)]
     async with shared.client() as raw:
         for view, args, left_out in (
             (pb.JobView.UNSPECIFIED, [], ["spec.args", "spec.env"]),
@@ -92,16 +84,16 @@ async def test_pages_end_early_and_all_of_them_have_all_jobs(shared: Worker, cli
                 request.page_token = page.next_page_token
             assert [job.job_id for job in found] == ids[::-1]
             assert all((list(job.spec.args), job.left_out) == (args, left_out) for job in found)
-    briefs = [job async for job in client.list(labels=mark)]
+    briefs = [job async for job in shared_client.list(labels=mark)]
     assert {(job.spec.command, tuple(job.spec.labels.items())) for job in briefs} == {("true", (("test", "pages"),))}
-    assert (await client.job(ids[0])).spec.args == LARGE
+    assert (await shared_client.job(ids[0])).spec.args == LARGE
 
 
-async def test_a_view_that_there_is_not(client: WorkerClient) -> None:
+async def test_a_view_that_there_is_not(shared_client: WorkerClient) -> None:
     with pytest.raises(InvalidArgument, match=r"^view: "):
-        _ = [job async for job in client.list(view=9)]
+        _ = [job async for job in shared_client.list(view=9)]
     with pytest.raises(GRPCError, match="view: there is no view 9"):
-        await client._stub.list_jobs(pb.ListJobsReq(view=pb.JobView.try_value(9)))
+        await shared_client._stub.list_jobs(pb.ListJobsReq(view=pb.JobView.try_value(9)))
 
 
 class Severing:

@@ -7,7 +7,6 @@ import json
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,6 @@ from tests.support.workers import PATIENCE_S, Refused, SupervisorProcess
 from worker_svc.job import JobState, Outcome
 
 ODD = "caf\udce9"  # b"caf\xe9", as Python keeps it
-
-
-@pytest.fixture
-def supervisor(tmp_path: Path) -> Iterator[SupervisorProcess]:
-    with SupervisorProcess(tmp_path / "state") as running:
-        yield running
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,16 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from tests.support import programs
-from tests.support.output_files import pattern, why_no_holes
+from tests.support.filesystems import mounted
+from tests.support.output_files import pattern
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, ROOT, SupervisorProcess, Worker, start_fields
 from worker_svc import frames
@@ -33,7 +34,7 @@ from worker_svc.pb.jobscheduler import OutputChunk, OutputStream
 from worker_svc.pb.jobscheduler import OutputPolicy as Policy
 from worker_svc.supervisor.store import output_path, stderr_path
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("holes")]
 MIB: Final = 1 << 20
 
 # Writes argv[1] bytes of `pattern` to the fd argv[2] as fast as it can, touching the file argv[3] (if given) after the
@@ -98,33 +99,6 @@ class Sampler:
             self.look()
             assert time.monotonic() < deadline_s, "it does not come to pass"
             time.sleep(0.0005)
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    if why := why_no_holes(tmp_path):
-        pytest.skip(why)
-    return tmp_path / "state"
-
-
-@pytest.fixture
-def supervisor(state: Path) -> Iterator[SupervisorProcess]:
-    with SupervisorProcess(state) as running:
-        yield running
-
-
-@contextmanager
-def mounted(folder: Path, kind: str, options: str) -> Iterator[Path]:
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", kind, "-o", options, kind, str(folder)], capture_output=True, check=False, text=True
-    )
-    if done.returncode:
-        pytest.skip(f"no {kind} can be mounted here: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 async def collect(client: WorkerClient, job_id: str, **options: Any) -> list[OutputChunk]:

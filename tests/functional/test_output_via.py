@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,16 +16,13 @@ import pytest
 
 from tests.support import programs
 from tests.support.kernel import landlock_abi
-from tests.support.output_files import why_no_holes
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, SupervisorProcess, Worker
 from worker_svc.job import JobState, Outcome, OutputPolicy, OutputVia
 from worker_svc.pb.jobscheduler import OutputVia as Via
-from worker_svc.supervisor.spawn import NATIVE, PYTHON
-from worker_svc.supervisor.spawn.spawner import IMPLEMENTATION
 from worker_svc.supervisor.store import output_path, stderr_path
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("holes")]
 MIB: Final = 1 << 20
 PIPE: Final[dict[str, Any]] = {"output_via": int(OutputVia.PIPE)}
 FILE: Final[dict[str, Any]] = {"output_via": int(OutputVia.FILE)}
@@ -43,20 +39,8 @@ os.write(1, b"end\\n")
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> Path:
-    if why := why_no_holes(tmp_path):
-        pytest.skip(why)
-    return tmp_path / "state"
-
-
-@pytest.fixture(params=[NATIVE, PYTHON])
-def supervisor(request: pytest.FixtureRequest, state: Path) -> Iterator[SupervisorProcess]:
-    if request.param == NATIVE != IMPLEMENTATION:
-        pytest.skip("the C extension was not built")
-    running = SupervisorProcess(state)
-    running.options = ("--spawner", request.param)
-    with running:
-        yield running
+def supervisor_options(spawner: str) -> tuple[str, ...]:
+    return ("--spawner", spawner)
 
 
 def shell(script: str) -> list[str]:

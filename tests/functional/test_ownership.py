@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +10,6 @@ from tests.support import programs
 from tests.support.workers import Refused, SupervisorProcess, start_fields
 
 RED, BLUE = "dns:red", "dns:blue"
-
-
-@pytest.fixture
-def supervisor(tmp_path: Path) -> Iterator[SupervisorProcess]:
-    with SupervisorProcess(tmp_path / "state") as running:
-        yield running
 
 
 def start(supervisor: SupervisorProcess, job_id: str, argv: list[str], owner: str) -> dict[str, Any]:

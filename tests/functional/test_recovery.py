@@ -7,7 +7,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -30,21 +29,6 @@ from worker_svc.supervisor.transitions import Transitions
 
 # Leaves a process behind in a session of its own, which has executed another program.
 LEAVES_SESSION = ["sh", "-c", "setsid sleep 999 & exit 3"]
-
-
-@pytest.fixture
-def supervisor(tmp_path: Path) -> Iterator[SupervisorProcess]:
-    with SupervisorProcess(tmp_path / "state") as running:
-        yield running
-
-
-@pytest.fixture
-def bystander() -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(programs.SLEEP)
-    yield process
-    assert process.poll() is None, "it was signalled"
-    process.kill()
-    process.wait()
 
 
 def change(supervisor: SupervisorProcess, statement: str, *values: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,12 +17,6 @@ from worker_svc.supervisor.statedir import OUTPUT_NAME, SUPERVISOR_LOCK_NAME
 from worker_svc.supervisor.store import STORE_NAME
 
 LOCK, SOCKET, LOG = SUPERVISOR_LOCK_NAME, frames.SOCKET_NAME, frames.SUPERVISOR_LOG_NAME
-
-
-@pytest.fixture
-def supervisor(tmp_path: Path) -> Iterator[SupervisorProcess]:
-    with SupervisorProcess(tmp_path / "state") as running:
-        yield running
 
 
 @pytest.mark.parametrize("names", [(SOCKET,), (LOCK,), (LOCK, SOCKET, LOG)], ids="+".join)

@@ -23,11 +23,9 @@ def scripts(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def worker(tmp_path: Path, scripts: Path) -> Iterator[Worker]:
+def worker_keys(scripts: Path) -> dict[str, Any]:
     rules = POLICY.format(command="sh", root=scripts, timeout_s=1000)
-    worker = Worker(tmp_path, ACCESS_ANONYMOUS="submitter", POLICY_SUBMITTER=rules)
-    with worker:
-        yield worker
+    return {"ACCESS_ANONYMOUS": "submitter", "POLICY_SUBMITTER": rules}
 
 
 async def test_policy_files_and_limits_may_be_others_by_then(worker: Worker, scripts: Path) -> None:

@@ -76,7 +76,7 @@ print("done")
 
 
 @pytest.fixture(params=["root", "few privileges"])
-def supervisor(request: pytest.FixtureRequest, tmp_path: Path) -> SupervisorProcess:
+def unstarted(request: pytest.FixtureRequest, tmp_path: Path) -> SupervisorProcess:
     supervisor = SupervisorProcess(tmp_path / "state")
     if request.param == "few privileges":
         if os.geteuid() != 0:
@@ -88,35 +88,35 @@ def supervisor(request: pytest.FixtureRequest, tmp_path: Path) -> SupervisorProc
 @pytest.mark.parametrize("sandbox", SANDBOXES)
 @pytest.mark.parametrize("spawner", [NATIVE, PYTHON])
 @pytest.mark.skipif(landlock_abi() < 6, reason="signals have no scope before Landlock's ABI 6 (Linux 6.12)")
-def test_nothing_of_the_house_is_in_reach(supervisor: SupervisorProcess, spawner: str, sandbox: str) -> None:
+def test_nothing_of_the_house_is_in_reach(unstarted: SupervisorProcess, spawner: str, sandbox: str) -> None:
     if spawner == NATIVE != IMPLEMENTATION:
         pytest.skip("the native spawner is not built: python setup.py build_ext --inplace")
-    supervisor.options = ("--spawner", spawner)
-    with supervisor, socket.socket(socket.AF_UNIX) as listener:
+    unstarted.options = ("--spawner", spawner)
+    with unstarted, socket.socket(socket.AF_UNIX) as listener:
         abstract = f"worker-svc-test-{os.getpid()}"
         listener.bind(f"\0{abstract}")
         listener.listen()
-        given = [str(supervisor.path), str(supervisor.pid), str(os.getpid()), abstract]
-        ended = supervisor.finish("tries", [sys.executable, "-S", "-E", "-c", TRY, *given], sandbox=SANDBOXES[sandbox])
-        said = supervisor.output("tries").decode()
+        given = [str(unstarted.path), str(unstarted.pid), str(os.getpid()), abstract]
+        ended = unstarted.finish("tries", [sys.executable, "-S", "-E", "-c", TRY, *given], sandbox=SANDBOXES[sandbox])
+        said = unstarted.output("tries").decode()
         assert ended.outcome is Outcome.SUCCEEDED, (ended.reason, said)
         done = set(said.split("\n")[:-1])
-        assert done == {"done"} | (LEFT.get(sandbox, set()) if supervisor.run_as else set())
+        assert done == {"done"} | (LEFT.get(sandbox, set()) if unstarted.run_as else set())
         # Whatever it could reach, it was not let in.
         if "connect" in done:
-            eventually_sync(lambda: "the peer is a job" in supervisor.log(), PATIENCE_S, "it is not noted")
-        assert (supervisor.path / frames.KEY_NAME).exists()
+            eventually_sync(lambda: "the peer is a job" in unstarted.log(), PATIENCE_S, "it is not noted")
+        assert (unstarted.path / frames.KEY_NAME).exists()
 
 
-def test_paths_of_the_house_are_refused(supervisor: SupervisorProcess) -> None:
-    with supervisor:
+def test_paths_of_the_house_are_refused(unstarted: SupervisorProcess) -> None:
+    with unstarted:
         for field in ("read_only_paths", "read_write_paths"):
             for inside in ("", "/output", "/./output/../output"):
-                path = f"{supervisor.path}{inside}"
+                path = f"{unstarted.path}{inside}"
                 said = rf"sandbox\.{field}: entry 1 is in the worker's state directory"
                 job_id = f"j-{field}-{len(inside)}"
                 with pytest.raises(Refused, match=said):
-                    supervisor.run(job_id, ["true"], sandbox={field: ["/usr", path]})
+                    unstarted.run(job_id, ["true"], sandbox={field: ["/usr", path]})
 
 
 @pytest.mark.skipif(landlock_abi() < 3, reason="there is no Landlock with ABI 3 (Linux 6.2)")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,15 +26,8 @@ HAS_THEM = f"{sha256(SECRET.encode()).hexdigest()}  -\n\n".encode()
 
 
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Worker]:
-    with Worker(tmp_path, JOBS_SLOTS="1") as running:
-        yield running
-
-
-@pytest.fixture
-async def client(worker: Worker) -> AsyncIterator[WorkerClient]:
-    async with worker.client() as connected:
-        yield connected
+def worker_keys() -> dict[str, Any]:
+    return {"JOBS_SLOTS": "1"}
 
 
 async def start(client: WorkerClient, job_id: str, secret_env: dict[str, str] | None = None) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,12 +19,6 @@ from tests.support.workers import PATIENCE_S, Refused, SupervisorProcess
 from worker_svc.job import JobState
 from worker_svc.supervisor.reserve import Reserve
 from worker_svc.supervisor.spawn import NATIVE, PYTHON
-
-
-@pytest.fixture
-def supervisor(tmp_path: Path) -> Iterator[SupervisorProcess]:
-    with SupervisorProcess(tmp_path / "state") as running:
-        yield running
 
 
 def threads_of(supervisor: SupervisorProcess) -> int:

@@ -18,17 +18,11 @@ from typing import Any
 import pytest
 
 from tests.support.programs import children_of, open_fds, python, rss_bytes
-from tests.support.spawning import PATH, Launchpad, skip_unless_built, status_of_job
-from worker_svc.supervisor.spawn import NATIVE, PYTHON, SpawnFailed, spawn, start_ticks_of
+from tests.support.spawning import PATH, Launchpad, status_of_job
+from worker_svc.supervisor.spawn import NATIVE, SpawnFailed, spawn, start_ticks_of
 
 ROOT = Path(__file__).parents[2]
 STATUS = ("cat", "/proc/self/status")
-
-
-@pytest.fixture(params=[NATIVE, PYTHON])
-def pad(request: pytest.FixtureRequest, tmp_path: Path) -> Launchpad:
-    skip_unless_built(request.param)
-    return Launchpad(request.param, tmp_path)
 
 
 # Makes either spawner take its long way (the pure-Python one: its launcher).

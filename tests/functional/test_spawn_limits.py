@@ -17,19 +17,13 @@ import pytest
 from tests.functional.test_spawn import STATUS, run_apart
 from tests.support.kernel import landlock_abi
 from tests.support.programs import python
-from tests.support.spawning import PATH, Launchpad, needs_root, skip_unless_built, status_of_job
+from tests.support.spawning import PATH, Launchpad, needs_root, status_of_job
 from worker_svc.job import Identity, Sandbox
 from worker_svc.job.limits import RLIMIT_NAMES
-from worker_svc.supervisor.spawn import IMPLEMENTATION, NATIVE, PYTHON, SpawnFailed
+from worker_svc.supervisor.spawn import IMPLEMENTATION, SpawnFailed
 from worker_svc.supervisor.spawn.steps import RLIMITS
 
 NOBODY = Identity("65534", "65534", ())
-
-
-@pytest.fixture(params=[NATIVE, PYTHON])
-def pad(request: pytest.FixtureRequest, tmp_path: Path) -> Launchpad:
-    skip_unless_built(request.param)
-    return Launchpad(request.param, tmp_path)
 
 
 @pytest.fixture

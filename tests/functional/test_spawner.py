@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.support import stalled_fs
-from tests.support.spawning import Launchpad, skip_unless_built
+from tests.support.spawning import Launchpad
 from tests.support.waiting import eventually_sync
 from worker_svc.supervisor.spawn import (
     NATIVE,
-    PYTHON,
     SPAWNER_THREADS,
     LaunchPlan,
     Spawned,
@@ -25,12 +24,6 @@ from worker_svc.supervisor.spawn import (
     SpawnFailed,
     spawner,
 )
-
-
-@pytest.fixture(params=[NATIVE, PYTHON])
-def pad(request: pytest.FixtureRequest, tmp_path: Path) -> Launchpad:
-    skip_unless_built(request.param)
-    return Launchpad(request.param, tmp_path)
 
 
 class Results:

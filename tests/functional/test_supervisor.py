@@ -46,17 +46,6 @@ from worker_svc.supervisor.timers import Timers
 IS_ROOT = os.geteuid() == 0
 
 
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "state"
-
-
-@pytest.fixture
-def supervisor(state: Path) -> Iterator[SupervisorProcess]:
-    with SupervisorProcess(state) as running:
-        yield running
-
-
 def with_slots(state: Path, slots: int, queue_length: int = 100) -> SupervisorProcess:
     return SupervisorProcess(state, slots=slots, queue_length=queue_length)
 
@@ -730,20 +719,6 @@ def _reachable_by_all(tmp_path: Path) -> Path:
 
 
 # A full disk
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of a megabyte."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def fill(disk: Path) -> Path:

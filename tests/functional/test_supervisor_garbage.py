@@ -6,8 +6,6 @@ import contextlib
 import json
 import socket
 import struct
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,12 +29,6 @@ SPEC_NAMES = (
     "command", "path", "args", "env", "cwd", "timeout_s", "stop_signal", "stop_grace_s", "labels", "separate_stderr",
     "output_max_bytes", "output_policy", "stdin_size_bytes", "limits",
 )  # fmt: skip
-
-
-@pytest.fixture
-def supervisor(tmp_path: Path) -> Iterator[SupervisorProcess]:
-    with SupervisorProcess(tmp_path / "state") as running:
-        yield running
 
 
 def lives(supervisor: SupervisorProcess) -> bool:

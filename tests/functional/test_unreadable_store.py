@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,18 +41,6 @@ def emptied(state: Path) -> Iterator[None]:
                 opened.write(content)
 
 
-@pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    with Worker(tmp_path_factory.mktemp("worker")) as worker:
-        yield worker
-
-
-@pytest.fixture
-async def client(worker: Worker) -> AsyncIterator[WorkerClient]:
-    async with worker.client() as client:
-        yield client
-
-
 CALLS: dict[str, Callable[[WorkerClient], Coroutine[Any, Any, Any]]] = {
     "query": lambda client: client.job("job-0"),
     "wait": lambda client: client.wait("job-1"),
@@ -60,23 +48,23 @@ CALLS: dict[str, Callable[[WorkerClient], Coroutine[Any, Any, Any]]] = {
 }
 
 
-async def test_every_call_that_needs_it(client: WorkerClient, worker: Worker) -> None:
+async def test_every_call_that_needs_it(shared_client: WorkerClient, shared: Worker) -> None:
     # As much as no cache holds.
     for number in range(64):
-        await client.start("true", args=["x" * 20_000], job_id=f"job-{number}")
-    await client.wait("job-63")
-    with emptied(worker.path):
+        await shared_client.start("true", args=["x" * 20_000], job_id=f"job-{number}")
+    await shared_client.wait("job-63")
+    with emptied(shared.path):
         for name, call in CALLS.items():
             with pytest.raises(Unavailable) as caught:
-                await call(client)
+                await call(shared_client)
             assert _REASON in str(caught.value), name
-    assert worker.wait_log("library.log")["message"].startswith(("QueryJob: ", "WaitJob: "))
-    await client.start("true")  # what was read of it is not trusted any longer
-    assert (await client.job("job-0")).outcome
+    assert shared.wait_log("library.log")["message"].startswith(("QueryJob: ", "WaitJob: "))
+    await shared_client.start("true")  # what was read of it is not trusted any longer
+    assert (await shared_client.job("job-0")).outcome
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[JobStore]:
+def one_job(tmp_path: Path) -> Iterator[JobStore]:
     store = JobStore(str(tmp_path))
     store.begin()
     ordinal = store.add_job("j", JobSpec("true"), "", 1, b"")
@@ -87,17 +75,17 @@ def store(tmp_path: Path) -> Iterator[JobStore]:
 
 
 @pytest.mark.parametrize("pragma, refused", [("query_only=ON", Unavailable), ("max_page_count=1", ResourceExhausted)])
-def test_a_job_that_cannot_be_recorded(store: JobStore, pragma: str, refused: type[JobError]) -> None:
+def test_a_job_that_cannot_be_recorded(one_job: JobStore, pragma: str, refused: type[JobError]) -> None:
     """A full disk is told from one that fails."""
-    ledger = Ledger(store)
-    store._db.execute(f"PRAGMA {pragma}")
+    ledger = Ledger(one_job)
+    one_job._db.execute(f"PRAGMA {pragma}")
     ledger.add(LiveJob("k", "", 1, ""), JobSpec("true", "x" * 100_000), b"")
     assert not ledger.commit(Mock())
     assert type(ledger.refusal()) is refused
     assert ledger.failure in str(ledger.refusal())
 
 
-async def test_who_waits_is_told(store: JobStore, tmp_path: Path) -> None:
+async def test_who_waits_is_told(one_job: JobStore, tmp_path: Path) -> None:
     """Those who watch, and those who wait for the end of a job; the feed reads on as soon as it can."""
     told: list[str] = []
     read: list[Transition] = []

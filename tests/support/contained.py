@@ -9,8 +9,10 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.support.programs import python
@@ -23,6 +25,8 @@ from worker_svc.supervisor.containment.processes import process
 # "cgroup-each": a cgroup without cgroup.kill, as before Linux 5.14.
 LEVELS: Final = (CGROUP, "cgroup-each", SUBREAPER)
 SECRET: Final = b"of the tests"
+# A real supervisor's last straw, too: what a kill leaves is killed again after a while.
+KILL_AGAIN_S: Final = 0.005
 _PATH: Final = {"PATH": os.environ.get("PATH", "/usr/bin:/bin")}
 
 
@@ -128,6 +132,48 @@ def end(containment: Containment, running: Running, *, is_gone: bool = True) -> 
     containment.reap_orphans()
     if not containment.remove(running.container):  # the last one is not quite dead
         eventually_sync(lambda: containment.tidy() == 0)
+
+
+def kill(containment: Containment, container: Container, timeout_s: float = 20) -> None:
+    """Until nothing is left, as a supervisor does: woken by events, and again after a while."""
+    deadline_s = time.monotonic() + timeout_s
+    while not containment.kill(container):
+        assert time.monotonic() < deadline_s, containment.survivors(container)
+        select.select([containment.events_fd], [], [], KILL_AGAIN_S)
+        containment.take_events()
+        containment.reap_orphans()
+
+
+def run_until_up(containment: Containment, argv: list[str], job_id: str = "job", limits: Limits = NO_LIMITS) -> Running:
+    """Started, and as far as to have said "up"."""
+    read_fd, write_fd = os.pipe()
+    running = run(containment, argv, job_id, limits=limits, stdout=write_fd)
+    os.close(write_fd)
+    said = b""
+    while b"up" not in said:
+        part = os.read(read_fd, 64)
+        assert part, "it ended before it was up"
+        said += part
+    os.close(read_fd)
+    return running
+
+
+@contextmanager
+def contained(level: str, state_id: str = "", base: str = "") -> Iterator[Containment]:
+    """A containment that is cleared at the end, of whatever the test left in it."""
+    containment = contain(level, state_id, base)
+    try:
+        yield containment
+    finally:
+        for container in list(containment._containers.values()):
+            kill(containment, container)
+            containment.remove(container)
+        containment.reap_orphans()
+        eventually_sync(lambda: containment.tidy() == 0)
+        made = containment.base_path
+        containment.close()
+        stop_being_subreaper()
+    assert base or not made or not Path(made).exists(), "the base group was left"
 
 
 # Started by a nanny in our own session, so that they are not children of ours: a supervisor has none but jobs.

@@ -14,9 +14,9 @@ from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, Worker
 
 
-def test_a_line_of_the_audit(worker: Worker, clients: dict[str, Peer]) -> None:
+def test_a_line_of_the_audit(secured: Worker, clients: dict[str, Peer]) -> None:
     job_id = clients["red"].start("true")
-    line = last_audit(worker, rpc="StartJob", job_id=job_id)
+    line = last_audit(secured, rpc="StartJob", job_id=job_id)
     assert line.pop("timestamp")
     assert line.pop("peer").startswith("127.0.0.1:")
     assert line == {
@@ -37,36 +37,36 @@ def lines_of(worker: Worker, job_id: str) -> list[tuple[str, str, str]]:
     return [(line["rpc"], line["decision"], line["rule"]) for line in lines]
 
 
-def test_what_fails_names_its_job(worker: Worker, clients: dict[str, Peer]) -> None:
+def test_what_fails_names_its_job(secured: Worker, clients: dict[str, Peer]) -> None:
     """Malformed, denied, and allowed but not possible: the last with a second line."""
     red, operator, viewer = clients["red"], clients["operator"], clients["viewer"]
     assert red.call("StartJob", job_id="malformed").name == "INVALID_ARGUMENT"
-    assert lines_of(worker, "malformed") == [("StartJob", "failed", "INVALID_ARGUMENT")]
+    assert lines_of(secured, "malformed") == [("StartJob", "failed", "INVALID_ARGUMENT")]
     # Of what a role may not call at all nothing is read: not the job's id either, nor what is wrong with it.
     start: Any = viewer.channel.unary_unary("/jobscheduler.Worker/StartJob")
     with pytest.raises(grpc.RpcError) as caught:
         start(b"\xff" * 4_000_000)
     assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
-    assert lines_of(worker, "")[-1] == ("StartJob", "denied", "role viewer: StartJob denied")
+    assert lines_of(secured, "")[-1] == ("StartJob", "denied", "role viewer: StartJob denied")
     assert operator.call("StopJob", jobID="a/b" * 100).name == "INVALID_ARGUMENT"
-    assert lines_of(worker, "(malformed)")[-1] == ("StopJob", "failed", "INVALID_ARGUMENT")
+    assert lines_of(secured, "(malformed)")[-1] == ("StopJob", "failed", "INVALID_ARGUMENT")
 
     allowed = "role operator: allowed"
     assert operator.call("DeleteJob", jobID="not-there").name == "NOT_FOUND"
-    assert lines_of(worker, "not-there") == [("DeleteJob", "allowed", allowed), ("DeleteJob", "failed", "NOT_FOUND")]
+    assert lines_of(secured, "not-there") == [("DeleteJob", "allowed", allowed), ("DeleteJob", "failed", "NOT_FOUND")]
     job_id = red.start("sleep", "999")
     assert operator.call("DeleteJob", jobID=job_id).name == "FAILED_PRECONDITION"
-    assert lines_of(worker, job_id)[1:] == [
+    assert lines_of(secured, job_id)[1:] == [
         ("DeleteJob", "allowed", allowed),
         ("DeleteJob", "failed", "FAILED_PRECONDITION"),
     ]
     red.ok("StopJob", jobID=job_id, wait=True)
     assert red.call("StartJob", command="/no/such", job_id="no-such").name == "FAILED_PRECONDITION"
-    assert [decision for _, decision, _ in lines_of(worker, "no-such")] == ["allowed", "failed"]
+    assert [decision for _, decision, _ in lines_of(secured, "no-such")] == ["allowed", "failed"]
     # A job that the worker had to name has that name in both lines.
     assert red.call("StartJob", command="/no/such").name == "FAILED_PRECONDITION"
-    failed = last_audit(worker, rpc="StartJob", decision="failed")
-    assert [decision for _, decision, _ in lines_of(worker, failed["job_id"])] == ["allowed", "failed"]
+    failed = last_audit(secured, rpc="StartJob", decision="failed")
+    assert [decision for _, decision, _ in lines_of(secured, failed["job_id"])] == ["allowed", "failed"]
     assert (failed["identity"], failed["rule"], failed["level"]) == ("dns:red", "FAILED_PRECONDITION", "warning")
 
 
@@ -78,17 +78,17 @@ def test_no_room_for_a_job(tmp_path: Path, peers: Peers) -> None:
         assert [line[1:] for line in lines_of(worker, "full")][-1] == ("failed", "RESOURCE_EXHAUSTED")
 
 
-def test_each_job_that_is_pruned_has_a_line(worker: Worker, clients: dict[str, Peer]) -> None:
+def test_each_job_that_is_pruned_has_a_line(secured: Worker, clients: dict[str, Peer]) -> None:
     blue = clients["blue"]
     ids = [blue.start("true") for _ in range(5)]
     for job_id in ids:
         blue.wait(job_id)
-    before = len(worker.log_events("audit"))
+    before = len(secured.log_events("audit"))
     blue.ok("PruneJobs", max_count=0, dry_run=True)
-    [asked] = worker.log_events("audit")[before:]
+    [asked] = secured.log_events("audit")[before:]
     assert (asked["rpc"], asked["job_id"], asked["dry_run"]) == ("PruneJobs", "", True)
     blue.ok("PruneJobs", max_count=0)
-    asked, *pruned = worker.log_events("audit")[before + 1 :]
+    asked, *pruned = secured.log_events("audit")[before + 1 :]
     assert "dry_run" not in asked
     assert [line["job_id"] for line in pruned] == ids
     assert {(line["identity"], line["decision"], line["rule"]) for line in pruned} == {

@@ -17,12 +17,6 @@ from tests.support.workers import BASE_ENV, PATIENCE_S, ROOT, Worker
 from worker_svc.job import JobState, Outcome
 
 
-@pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    with Worker(tmp_path_factory.mktemp("worker")) as running:
-        yield running
-
-
 def shell(worker: Worker, command: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[bytes]:
     """`$W` is the program."""
     program = f"{sys.executable} -m worker_svc"
@@ -32,13 +26,13 @@ def shell(worker: Worker, command: str, cwd: Path | None = None, **env: str) -> 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("command", ["start true", "run echo x", "list", "list --json", "prune --keep 99", "--version"])
-def test_with_descriptors_closed(worker: Worker, command: str, closed: str) -> None:
-    done = shell(worker, f"$W {command} {closed}")
+def test_with_descriptors_closed(shared: Worker, command: str, closed: str) -> None:
+    done = shell(shared, f"$W {command} {closed}")
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_a_closed_standard_input_is_an_empty_one(worker: Worker) -> None:
-    done = shell(worker, "$W run --stdin - wc -c <&-")
+def test_a_closed_standard_input_is_an_empty_one(shared: Worker) -> None:
+    done = shell(shared, "$W run --stdin - wc -c <&-")
     assert (done.returncode, done.stdout) == (0, b"0\n")
 
 
@@ -55,10 +49,10 @@ def test_a_closed_standard_input_is_an_empty_one(worker: Worker) -> None:
         ("run echo x", 125),
     ],
 )
-def test_a_full_standard_output(worker: Worker, command: str, status: int, unbuffered: str) -> None:
-    job_id = shell(worker, "$W start echo x").stdout.decode().strip()
-    worker.wait_finished(job_id)
-    done = shell(worker, f"$W {command.format(job_id)} >/dev/full", PYTHONUNBUFFERED=unbuffered)
+def test_a_full_standard_output(shared: Worker, command: str, status: int, unbuffered: str) -> None:
+    job_id = shell(shared, "$W start echo x").stdout.decode().strip()
+    shared.wait_finished(job_id)
+    done = shell(shared, f"$W {command.format(job_id)} >/dev/full", PYTHONUNBUFFERED=unbuffered)
     name = command.split()[0]
     assert (done.returncode, done.stderr.decode()) == (
         status,
@@ -66,8 +60,8 @@ def test_a_full_standard_output(worker: Worker, command: str, status: int, unbuf
     )
 
 
-def test_a_job_whose_id_cannot_be_written_is_named(worker: Worker) -> None:
-    done = shell(worker, "$W start --id named true >/dev/full")
+def test_a_job_whose_id_cannot_be_written_is_named(shared: Worker) -> None:
+    done = shell(shared, "$W start --id named true >/dev/full")
     said = "worker-svc: start: job named was started; standard output: No space left on device\n"
     assert (done.returncode, done.stderr.decode()) == (1, said)
 
@@ -76,26 +70,26 @@ def test_a_job_whose_id_cannot_be_written_is_named(worker: Worker) -> None:
     "command, status",
     [("run --separate-stderr bash -c 'echo x >&2'", 125), ("run bash -c 'exit 3'", 3), ("list --label no=such", 1)],
 )
-def test_a_full_standard_error(worker: Worker, command: str, status: int) -> None:
+def test_a_full_standard_error(shared: Worker, command: str, status: int) -> None:
     """Where nothing can be said, the status tells."""
-    assert shell(worker, f"$W {command} 2>/dev/full").returncode == status
+    assert shell(shared, f"$W {command} 2>/dev/full").returncode == status
 
 
-def test_a_job_of_run_does_not_outlive_a_full_output(worker: Worker) -> None:
-    assert shell(worker, "$W run --id full sh -c 'echo x; sleep 999' >/dev/full").returncode == 125
-    assert worker.wait_state("full", JobState.FINISHED).outcome is Outcome.STOPPED
+def test_a_job_of_run_does_not_outlive_a_full_output(shared: Worker) -> None:
+    assert shell(shared, "$W run --id full sh -c 'echo x; sleep 999' >/dev/full").returncode == 125
+    assert shared.wait_state("full", JobState.FINISHED).outcome is Outcome.STOPPED
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_pipe_that_somebody_made_non_blocking(worker: Worker, unbuffered: str) -> None:
+def test_a_pipe_that_somebody_made_non_blocking(shared: Worker, unbuffered: str) -> None:
     size = 300_000
-    job_id = shell(worker, f"$W start head -c {size} /dev/zero").stdout.decode().strip()
-    worker.wait_finished(job_id)
+    job_id = shell(shared, f"$W start head -c {size} /dev/zero").stdout.decode().strip()
+    shared.wait_finished(job_id)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     environment = {"PATH": BASE_ENV["PATH"], "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
     with subprocess.Popen(
-        [sys.executable, "-m", "worker_svc", "logs", job_id, "--addr", worker.address], env=environment, stdout=writer
+        [sys.executable, "-m", "worker_svc", "logs", job_id, "--addr", shared.address], env=environment, stdout=writer
     ) as process:
         os.close(writer)
         with open(reader, "rb") as pipe:
@@ -103,9 +97,9 @@ def test_a_pipe_that_somebody_made_non_blocking(worker: Worker, unbuffered: str)
     assert process.returncode == 0
 
 
-def test_in_a_directory_that_was_removed(worker: Worker, tmp_path: Path) -> None:
+def test_in_a_directory_that_was_removed(shared: Worker, tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
-    done = shell(worker, "rmdir $PWD; $W query x --addr 127.0.0.1:9", tmp_path / "gone")
+    done = shell(shared, "rmdir $PWD; $W query x --addr 127.0.0.1:9", tmp_path / "gone")
     assert done.returncode == 1
     assert done.stderr.decode().startswith("worker-svc: query: no connection")
 

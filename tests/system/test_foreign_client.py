@@ -63,14 +63,8 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Messages:
 
 
 @pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    with Worker(tmp_path_factory.mktemp("worker")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def channel(worker: Worker) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(worker.address) as opened:
+def channel(shared: Worker) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(shared.address) as opened:
         yield opened
 
 
@@ -198,7 +192,7 @@ def test_the_answers_on_the_wire(channel: grpc.Channel, original: Original, tmp_
 
 
 def test_everything_as_another_implementation_reads_it(
-    channel: grpc.Channel, ours: Messages, tmp_path: Path, worker: Worker
+    channel: grpc.Channel, ours: Messages, tmp_path: Path, shared: Worker
 ) -> None:
     started = ours.call(channel, "StartJob")(
         ours.StartJobReq(
@@ -241,7 +235,7 @@ def test_everything_as_another_implementation_reads_it(
     again = ours.call(channel, "QueryJob")(ours.QueryJobReq(jobID="everything"))
     assert again.job == job
     assert (again.done, again.error, again.errorText) == (True, False, "")
-    assert [event["job_id"] for event in worker.log_events("job.transition")].count("everything") == 3
+    assert [event["job_id"] for event in shared.log_events("job.transition")].count("everything") == 3
 
 
 NUL_ARGUMENT = ["fine", "a\0b"]
@@ -334,9 +328,9 @@ def test_a_method_that_is_not_there(channel: grpc.Channel) -> None:
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_cancelled_calls_leave_nothing_behind(channel: grpc.Channel, ours: Messages, worker: Worker) -> None:
+def test_cancelled_calls_leave_nothing_behind(channel: grpc.Channel, ours: Messages, shared: Worker) -> None:
     ours.call(channel, "StartJob")(ours.StartJobReq(command="sleep", args=["999"], job_id="slow"))
-    before = programs.open_fds(worker.pid)
+    before = programs.open_fds(shared.pid)
     watch = channel.unary_stream(
         "/jobscheduler.Worker/WatchJobs",
         request_serializer=ours.WatchJobsReq.SerializeToString,
@@ -353,8 +347,8 @@ def test_cancelled_calls_leave_nothing_behind(channel: grpc.Channel, ours: Messa
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         for stream in (watch(ours.WatchJobsReq(from_sequence=1)), follow(ours.StreamJobReq(jobID="slow", follow=True))):
             stream.cancel()
-    assert programs.is_alive(worker.pid)
+    assert programs.is_alive(shared.pid)
     ours.call(channel, "StopJob")(ours.StopJobReq(jobID="slow", wait=True), timeout=PATIENCE_S)
     job = ours.call(channel, "QueryJob")(ours.QueryJobReq(jobID="slow")).job
     assert job.signal == signal.SIGTERM.name
-    eventually_sync(lambda: len(programs.open_fds(worker.pid)) <= len(before) + 2, PATIENCE_S, "fds are left open")
+    eventually_sync(lambda: len(programs.open_fds(shared.pid)) <= len(before) + 2, PATIENCE_S, "fds are left open")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,9 +24,8 @@ RATIO_MAX = 3.0
 
 
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Worker]:
-    with Worker(tmp_path, JOBS_SLOTS="50") as started:
-        yield started
+def worker_keys() -> dict[str, Any]:
+    return {"JOBS_SLOTS": "50"}
 
 
 @pytest.fixture

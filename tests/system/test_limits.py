@@ -10,7 +10,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,9 @@ MODES = [(CGROUP, NATIVE), (CGROUP, PYTHON), (SUBREAPER, NATIVE), (SUBREAPER, PY
 
 
 @pytest.fixture(params=MODES, ids="-".join)
-def worker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Worker]:
-    with a_worker(tmp_path, *request.param) as running:
-        yield running
+def worker_keys(request: pytest.FixtureRequest) -> dict[str, Any]:
+    level, spawner = request.param
+    return keys_of(level, spawner)
 
 
 @pytest.fixture(params=[CGROUP, SUBREAPER])
@@ -58,18 +58,16 @@ def leveled(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Worker]:
         yield running
 
 
-def a_worker(tmp_path: Path, level: str = "auto", spawner: str = "auto", **keys: Any) -> Worker:
+def keys_of(level: str = "auto", spawner: str = "auto") -> dict[str, Any]:
     skip_unless_built(spawner)
     reason = why_unavailable(level) if level != "auto" else ""
     if reason:
         pytest.skip(f"containment {level}: {reason}")
-    return Worker(tmp_path, SUPERVISOR_CONTAINMENT=level, SUPERVISOR_SPAWNER=spawner, JOBS_CWD="/", **keys)
+    return {"SUPERVISOR_CONTAINMENT": level, "SUPERVISOR_SPAWNER": spawner, "JOBS_CWD": "/"}
 
 
-@pytest.fixture
-async def client(worker: Worker) -> AsyncIterator[WorkerClient]:
-    async with worker.client() as client:
-        yield client
+def a_worker(tmp_path: Path, level: str = "auto", **keys: Any) -> Worker:
+    return Worker(tmp_path, **keys_of(level), **keys)
 
 
 async def run(client: WorkerClient, *argv: str, **fields: Any) -> tuple[Job, str]:

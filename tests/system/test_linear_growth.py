@@ -90,7 +90,7 @@ OTHERS: Final[dict[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("method", sorted(RPCS))
-def test_of_requests_and_of_what_is_told_of_them(worker: Worker, clients: dict[str, Peer], method: str) -> None:
+def test_of_requests_and_of_what_is_told_of_them(secured: Worker, clients: dict[str, Peer], method: str) -> None:
     """The job that a StartJob may make is then looked at by its owner and by others."""
     caller, viewer = clients["red"], clients["viewer"]
     message = getattr(caller.messages, f"{method}Req")
@@ -109,7 +109,7 @@ def test_of_requests_and_of_what_is_told_of_them(worker: Worker, clients: dict[s
                         (job,) = peer.ok("ListJobs", page_size=1).jobs
                         peer.wait(job.job_id)
 
-            assert_linear(worker, ask, f"{method}.{'.'.join(path)}: {part!r}")
+            assert_linear(secured, ask, f"{method}.{'.'.join(path)}: {part!r}")
 
 
 RULES: Final = (

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,12 +15,6 @@ from worker_svc import InvalidArgument, Outcome, OutOfRange, PreconditionFailed
 # SQLite's whole numbers, and so the store's nanoseconds, have 64 bits: the years 1677 to 2262.
 LONG_AGO = [datetime.min.replace(tzinfo=UTC), datetime(1677, 1, 1, tzinfo=UTC)]
 FAR_AWAY = [datetime.max.replace(tzinfo=UTC), datetime(2263, 1, 1, tzinfo=UTC)]
-
-
-@pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Worker]:
-    with Worker(tmp_path) as running:
-        yield running
 
 
 async def test_times_that_no_record_can_have(worker: Worker) -> None:

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
@@ -33,15 +33,8 @@ MIB: Final = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    with Worker(tmp_path_factory.mktemp("stream"), JOBS_SLOTS="100") as running:
-        yield running
-
-
-@pytest.fixture
-async def client(worker: Worker) -> AsyncIterator[WorkerClient]:
-    async with worker.client() as connected:
-        yield connected
+def shared_keys() -> dict[str, Any]:
+    return {"JOBS_SLOTS": "100"}
 
 
 async def start(client: WorkerClient, argv: list[str], **options: Any) -> str:
@@ -156,11 +149,11 @@ def teller(tmp_path: Path) -> Iterator[Teller]:
 # The end of a stream
 
 
-async def test_a_job_is_done_when_its_process_is(client: WorkerClient, worker: Worker) -> None:
+async def test_a_job_is_done_when_its_process_is(shared_client: WorkerClient, shared: Worker) -> None:
     """And its stream: nobody waits for the child that has the output open still."""
-    job_id = await start(client, ["sh", "-c", "echo out; sleep 999 & exit 3"])
-    assert joined(await collect(client, job_id, follow=True)) == b"out\n"
-    job = await client.wait(job_id, PATIENCE_S)
+    job_id = await start(shared_client, ["sh", "-c", "echo out; sleep 999 & exit 3"])
+    assert joined(await collect(shared_client, job_id, follow=True)) == b"out\n"
+    job = await shared_client.wait(job_id, PATIENCE_S)
     assert (job.outcome, job.exit_code, job.error_text) == (Outcome.FAILED, 3, "exit status 3")
     assert job.wall_time is not None
     assert job.wall_time.total_seconds() < PATIENCE_S / 2
@@ -173,58 +166,58 @@ async def test_a_job_is_done_when_its_process_is(client: WorkerClient, worker: W
     ids=str,
 )
 @pytest.mark.parametrize("follow", [False, True])
-async def test_no_output(client: WorkerClient, follow: bool, options: dict[str, int]) -> None:
-    job_id = await start(client, programs.TRUE)
-    assert await collect(client, job_id, follow=follow, **options) == []
-    await client.wait(job_id, PATIENCE_S)
-    assert await collect(client, job_id, follow=follow, **options) == []
+async def test_no_output(shared_client: WorkerClient, follow: bool, options: dict[str, int]) -> None:
+    job_id = await start(shared_client, programs.TRUE)
+    assert await collect(shared_client, job_id, follow=follow, **options) == []
+    await shared_client.wait(job_id, PATIENCE_S)
+    assert await collect(shared_client, job_id, follow=follow, **options) == []
 
 
-async def test_binary_without_a_final_newline(client: WorkerClient, tmp_path: Path) -> None:
+async def test_binary_without_a_final_newline(shared_client: WorkerClient, tmp_path: Path) -> None:
     data = bytes(range(256)) * 4096 + b"\0" * 300_000 + b"\xff\xfe\r\n\n\x1b[0m" + b"\0" * 5
     source = tmp_path / "source"
     source.write_bytes(data)
-    job_id = await start(client, ["cat", str(source)])
-    assert joined(await collect(client, job_id, follow=True)) == data
-    assert joined(await collect(client, job_id)) == data
-    assert joined(await collect(client, job_id, tail_bytes=7), len(data) - 7) == data[-7:]
-    assert joined(await collect(client, job_id, offset=1000), 1000) == data[1000:]
-    assert joined(await collect(client, job_id, tail_lines=1), len(data) - 9) == data[-9:]
+    job_id = await start(shared_client, ["cat", str(source)])
+    assert joined(await collect(shared_client, job_id, follow=True)) == data
+    assert joined(await collect(shared_client, job_id)) == data
+    assert joined(await collect(shared_client, job_id, tail_bytes=7), len(data) - 7) == data[-7:]
+    assert joined(await collect(shared_client, job_id, offset=1000), 1000) == data[1000:]
+    assert joined(await collect(shared_client, job_id, tail_lines=1), len(data) - 9) == data[-9:]
 
 
-async def test_a_line_of_a_hundred_megabytes(client: WorkerClient) -> None:
+async def test_a_line_of_a_hundred_megabytes(shared_client: WorkerClient) -> None:
     size = 100 * 1_000_000
     code = f"import os\nfor _ in range(100): os.write(1, b'x' * 1_000_000)\nos.write(1, b'{'END'}')"
-    job_id = await run(client, programs.python(code))
+    job_id = await run(shared_client, programs.python(code))
     counted = hashlib.sha256()
     at = 0
-    async for chunk in client.output(job_id, tail_lines=1):
+    async for chunk in shared_client.output(job_id, tail_lines=1):
         assert chunk.offset == at
         counted.update(chunk.data)
         at += len(chunk.data)
     assert at == size + 3
     assert counted.digest() == hashlib.sha256(b"x" * size + b"END").digest()
-    await client.delete(job_id)
+    await shared_client.delete(job_id)
 
 
-async def test_last_lines(client: WorkerClient) -> None:
-    job_id = await run(client, programs.echo("one\ntwo\nthree"))
-    assert joined(await collect(client, job_id, tail_lines=1), 8) == b"three"
-    assert joined(await collect(client, job_id, tail_lines=2), 4) == b"two\nthree"
-    assert joined(await collect(client, job_id, tail_lines=9)) == b"one\ntwo\nthree"
-    assert await collect(client, job_id, tail_lines=0) == []
+async def test_last_lines(shared_client: WorkerClient) -> None:
+    job_id = await run(shared_client, programs.echo("one\ntwo\nthree"))
+    assert joined(await collect(shared_client, job_id, tail_lines=1), 8) == b"three"
+    assert joined(await collect(shared_client, job_id, tail_lines=2), 4) == b"two\nthree"
+    assert joined(await collect(shared_client, job_id, tail_lines=9)) == b"one\ntwo\nthree"
+    assert await collect(shared_client, job_id, tail_lines=0) == []
 
 
-async def test_what_is_there_and_what_follows(client: WorkerClient, teller: Teller) -> None:
-    job_id = await start(client, teller.argv)
-    followers = [Following(client, job_id), Following(client, job_id)]
+async def test_what_is_there_and_what_follows(shared_client: WorkerClient, teller: Teller) -> None:
+    job_id = await start(shared_client, teller.argv)
+    followers = [Following(shared_client, job_id), Following(shared_client, job_id)]
     teller.tell(b"one\ntwo\n")
     for follower in followers:
         await follower.until(b"one\ntwo\n")
-    assert joined(await collect(client, job_id)) == b"one\ntwo\n"
-    last, later = Following(client, job_id, tail_lines=1), Following(client, job_id, tail_bytes=0)
+    assert joined(await collect(shared_client, job_id)) == b"one\ntwo\n"
+    last, later = Following(shared_client, job_id, tail_lines=1), Following(shared_client, job_id, tail_bytes=0)
     await last.until(b"two\n")
-    assert (await client.job(job_id)).output_size_bytes == 8
+    assert (await shared_client.job(job_id)).output_size_bytes == 8
     teller.tell(b"three")
     await last.until(b"two\nthree")
     teller.end()
@@ -237,18 +230,18 @@ async def test_what_is_there_and_what_follows(client: WorkerClient, teller: Tell
 # What is asked for wrongly
 
 
-async def test_offset_beyond_the_end(client: WorkerClient, teller: Teller) -> None:
-    job_id = await start(client, teller.argv)
+async def test_offset_beyond_the_end(shared_client: WorkerClient, teller: Teller) -> None:
+    job_id = await start(shared_client, teller.argv)
     teller.tell(b"12345")
-    first = Following(client, job_id)
+    first = Following(shared_client, job_id)
     await first.until(b"12345")
     for follow in (False, True):
         with pytest.raises(OutOfRange) as caught:
-            await collect(client, job_id, offset=6, follow=follow)
+            await collect(shared_client, job_id, offset=6, follow=follow)
         assert "offset 6 " in caught.value.message
         assert "5 bytes" in caught.value.message
-    assert await collect(client, job_id, offset=5) == []
-    resumed = Following(client, job_id, offset=5)
+    assert await collect(shared_client, job_id, offset=5) == []
+    resumed = Following(shared_client, job_id, offset=5)
     teller.tell(b"6")
     await resumed.until(b"6")
     teller.end()
@@ -256,24 +249,24 @@ async def test_offset_beyond_the_end(client: WorkerClient, teller: Teller) -> No
     await first.end()
     for follow in (False, True):
         with pytest.raises(OutOfRange, match=r"offset 7 .*6 bytes"):
-            await collect(client, job_id, offset=7, follow=follow)
-        assert await collect(client, job_id, offset=6, follow=follow) == []
+            await collect(shared_client, job_id, offset=7, follow=follow)
+        assert await collect(shared_client, job_id, offset=6, follow=follow) == []
     with pytest.raises(OutOfRange, match=str(2**64 - 1)):
-        await collect(client, job_id, offset=2**64 - 1)
+        await collect(shared_client, job_id, offset=2**64 - 1)
 
 
-async def test_unknown_jobs_and_streams(client: WorkerClient, worker: Worker) -> None:
+async def test_unknown_jobs_and_streams(shared_client: WorkerClient, shared: Worker) -> None:
     with pytest.raises(JobNotFound, match="job not found"):
-        await collect(client, "nobody", follow=True)
+        await collect(shared_client, "nobody", follow=True)
     with pytest.raises(InvalidArgument):
-        await collect(client, "../../etc/passwd")
-    job_id = await run(client, programs.echo("x"))
+        await collect(shared_client, "../../etc/passwd")
+    job_id = await run(shared_client, programs.echo("x"))
     for stream in (OutputStream.STDERR, OutputStream.STDOUT):
         with pytest.raises(PreconditionFailed, match=r"stream: .*MERGED"):
-            await collect(client, job_id, stream=stream)
+            await collect(shared_client, job_id, stream=stream)
     with pytest.raises(InvalidArgument, match="offset and tail_lines"):
-        await collect(client, job_id, offset=0, tail_lines=1)
-    host, _, port = worker.address.rpartition(":")
+        await collect(shared_client, job_id, offset=0, tail_lines=1)
+    host, _, port = shared.address.rpartition(":")
     channel = Channel(host, int(port))
     try:
         with pytest.raises(GRPCError) as caught:
@@ -288,22 +281,22 @@ async def test_unknown_jobs_and_streams(client: WorkerClient, worker: Worker) ->
 # Both streams, and jobs that do not run
 
 
-async def test_separate_standard_error(client: WorkerClient) -> None:
+async def test_separate_standard_error(shared_client: WorkerClient) -> None:
     code = "import os\nfor i in range(20000):\n  os.write(1, b'o%07d' % i); os.write(2, b'e%011d' % i)"
-    job_id = await start(client, programs.python(code), separate_stderr=True)
+    job_id = await start(shared_client, programs.python(code), separate_stderr=True)
     out, err = await asyncio.gather(
-        collect(client, job_id, stream=OutputStream.STDOUT, follow=True),
-        collect(client, job_id, stream=OutputStream.STDERR, follow=True),
+        collect(shared_client, job_id, stream=OutputStream.STDOUT, follow=True),
+        collect(shared_client, job_id, stream=OutputStream.STDERR, follow=True),
     )
     assert joined(out) == b"".join(b"o%07d" % i for i in range(20000))
     assert joined(err) == b"".join(b"e%011d" % i for i in range(20000))
-    job = await client.job(job_id)
+    job = await shared_client.job(job_id)
     assert (job.output_size_bytes, job.stderr_size_bytes) == (160_000, 240_000)
-    assert joined(await collect(client, job_id)) == joined(out)
+    assert joined(await collect(shared_client, job_id)) == joined(out)
     with pytest.raises(OutOfRange, match=r"offset 240001 .*240000 bytes"):
-        await collect(client, job_id, stream=OutputStream.STDERR, offset=240_001)
+        await collect(shared_client, job_id, stream=OutputStream.STDERR, offset=240_001)
     with pytest.raises(PreconditionFailed, match="STDOUT or STDERR"):
-        await collect(client, job_id, stream=OutputStream.MERGED)
+        await collect(shared_client, job_id, stream=OutputStream.MERGED)
 
 
 async def test_followed_while_it_waits_for_a_slot(tmp_path: Path) -> None:
@@ -325,30 +318,30 @@ async def test_followed_while_it_waits_for_a_slot(tmp_path: Path) -> None:
             assert held(worker, "")[1] == 0
 
 
-async def test_that_could_not_start(client: WorkerClient) -> None:
+async def test_that_could_not_start(shared_client: WorkerClient) -> None:
     with pytest.raises(PreconditionFailed):
-        await start(client, ["/nowhere/nothing"], job_id="no-such-program")
-    assert (await client.job("no-such-program")).outcome == Outcome.START_FAILED
-    assert await collect(client, "no-such-program", follow=True) == []
+        await start(shared_client, ["/nowhere/nothing"], job_id="no-such-program")
+    assert (await shared_client.job("no-such-program")).outcome == Outcome.START_FAILED
+    assert await collect(shared_client, "no-such-program", follow=True) == []
 
 
-async def test_of_a_deleted_job(client: WorkerClient, worker: Worker) -> None:
-    job_id = await run(client, programs.flood(20 * MIB))
-    path = output_path(str(worker.path), job_id)
+async def test_of_a_deleted_job(shared_client: WorkerClient, shared: Worker) -> None:
+    job_id = await run(shared_client, programs.flood(20 * MIB))
+    path = output_path(str(shared.path), job_id)
     # A connection of its own, which what is not read yet may fill.
-    async with worker.client() as other, aclosing(other.output(job_id, follow=True)) as chunks:
+    async with shared.client() as other, aclosing(other.output(job_id, follow=True)) as chunks:
         received = len((await anext(chunks)).data)
-        await client.delete(job_id)
+        await shared_client.delete(job_id)
         for follow in (False, True):
             with pytest.raises(JobNotFound):
-                await collect(client, job_id, follow=follow)
+                await collect(shared_client, job_id, follow=follow)
         # Who began in time has it to the end.
         async for chunk in chunks:
             assert chunk.offset == received
             received += len(chunk.data)
     assert received == 20 * MIB
     await eventually(lambda: not Path(path).exists(), PATIENCE_S)
-    await eventually(lambda: held(worker, path)[0] == 0, PATIENCE_S, "the deleted file is held open")
+    await eventually(lambda: held(shared, path)[0] == 0, PATIENCE_S, "the deleted file is held open")
 
 
 # An operator at work
@@ -356,41 +349,41 @@ async def test_of_a_deleted_job(client: WorkerClient, worker: Worker) -> None:
 
 @pytest.mark.parametrize("via", [OutputVia.PIPE, OutputVia.FILE])
 async def test_output_removed_while_it_runs(
-    client: WorkerClient, worker: Worker, teller: Teller, via: OutputVia
+    shared_client: WorkerClient, shared: Worker, teller: Teller, via: OutputVia
 ) -> None:
     """Who follows already gets all there is; nobody hangs."""
-    job_id = await start(client, teller.argv, output_via=via)
-    before = Following(client, job_id)
+    job_id = await start(shared_client, teller.argv, output_via=via)
+    before = Following(shared_client, job_id)
     teller.tell(b"before ")
     await before.until(b"before ")
-    Path(output_path(str(worker.path), job_id)).unlink()
-    late = Following(client, job_id)
+    Path(output_path(str(shared.path), job_id)).unlink()
+    late = Following(shared_client, job_id)
     teller.tell(b"after")
     await before.until(b"before after")
-    assert await collect(client, job_id) == []
+    assert await collect(shared_client, job_id) == []
     teller.tell(b" last words")
     teller.end()
     assert joined(await before.end()) == b"before after last words"
     assert joined(await late.end()) == b""
-    assert (await client.wait(job_id, PATIENCE_S)).outcome == Outcome.SUCCEEDED
+    assert (await shared_client.wait(job_id, PATIENCE_S)).outcome == Outcome.SUCCEEDED
     known = [(0, len(b"before after last words"))] if via == OutputVia.PIPE else []
-    assert gaps(await collect(client, job_id, follow=True)) == known
+    assert gaps(await collect(shared_client, job_id, follow=True)) == known
 
 
 @pytest.mark.parametrize("via", [OutputVia.PIPE, OutputVia.FILE])
 async def test_output_truncated_while_it_runs(
-    client: WorkerClient, worker: Worker, teller: Teller, via: OutputVia
+    shared_client: WorkerClient, shared: Worker, teller: Teller, via: OutputVia
 ) -> None:
     """Offsets are places in the file: it goes on at the next block, and all before is a gap."""
-    job_id = await start(client, teller.argv, output_via=via)
-    follower = Following(client, job_id)
+    job_id = await start(shared_client, teller.argv, output_via=via)
+    follower = Following(shared_client, job_id)
     teller.tell(b"0123456789")
     await follower.until(b"0123456789")
-    path = output_path(str(worker.path), job_id)
+    path = output_path(str(shared.path), job_id)
     os.truncate(path, 0)
     teller.tell(b"abc")
     await follower.until(b"0123456789abc")
-    new = Following(client, job_id)
+    new = Following(shared_client, job_id)
     await new.until(b"abc")
     teller.tell(b"def")
     teller.end()
@@ -398,29 +391,29 @@ async def test_output_truncated_while_it_runs(
     assert gaps(follower.chunks) == [(10, 4086)]
     assert joined(await new.end()) == b"abcdef"
     assert gaps(new.chunks) == [(0, 4096)]
-    job = await client.job(job_id)
+    job = await shared_client.job(job_id)
     assert (job.output_size_bytes, job.output_loss) == (4102, "10 bytes were truncated")
 
 
 @pytest.mark.parametrize("follow", [False, True])
-async def test_output_of_a_finished_job_cut_short(client: WorkerClient, worker: Worker, follow: bool) -> None:
+async def test_output_of_a_finished_job_cut_short(shared_client: WorkerClient, shared: Worker, follow: bool) -> None:
     """What the record says was there and is not is told as a gap."""
-    job_id = await run(client, programs.echo("0123456789"))
-    path = Path(output_path(str(worker.path), job_id))
+    job_id = await run(shared_client, programs.echo("0123456789"))
+    path = Path(output_path(str(shared.path), job_id))
     os.truncate(path, 4)
-    chunks = await collect(client, job_id, follow=follow)
+    chunks = await collect(shared_client, job_id, follow=follow)
     assert (joined(chunks), gaps(chunks)) == (b"0123", [(4, 6)])
     with path.open("ab") as file:
         file.write(b"rather more than there was")
-    chunks = await collect(client, job_id, follow=follow)
+    chunks = await collect(shared_client, job_id, follow=follow)
     assert (joined(chunks), gaps(chunks)) == (b"0123rather", [])
     path.unlink()
     for options, expected in (({}, (0, 10)), ({"offset": 3}, (3, 7)), ({"tail_bytes": 2}, (8, 2))):
-        assert gaps(await collect(client, job_id, follow=follow, **options)) == [expected]
+        assert gaps(await collect(shared_client, job_id, follow=follow, **options)) == [expected]
     path.mkdir()
     try:
         with pytest.raises(Unavailable, match="cannot open"):
-            await collect(client, job_id, follow=follow)
+            await collect(shared_client, job_id, follow=follow)
     finally:
         path.rmdir()
 
@@ -428,20 +421,20 @@ async def test_output_of_a_finished_job_cut_short(client: WorkerClient, worker: 
 # What a follower holds
 
 
-async def test_who_leaves_frees_everything_at_once(client: WorkerClient, worker: Worker, teller: Teller) -> None:
-    job_id = await start(client, teller.argv, separate_stderr=True)
-    paths = [output_path(str(worker.path), job_id), stderr_path(str(worker.path), job_id)]
-    await eventually(lambda: held(worker, "")[1] == 0, PATIENCE_S, "watches of other tests")
+async def test_who_leaves_frees_everything_at_once(shared_client: WorkerClient, shared: Worker, teller: Teller) -> None:
+    job_id = await start(shared_client, teller.argv, separate_stderr=True)
+    paths = [output_path(str(shared.path), job_id), stderr_path(str(shared.path), job_id)]
+    await eventually(lambda: held(shared, "")[1] == 0, PATIENCE_S, "watches of other tests")
 
     def holds(files: int, watches: int) -> None:
         def as_expected() -> bool:
-            found = [held(worker, path) for path in paths]
+            found = [held(shared, path) for path in paths]
             return [one for one, _ in found] == [files, files] and found[0][1] == watches
 
         eventually_sync(as_expected, PATIENCE_S, f"not {files} files and {watches} watches")
 
     followers = [
-        Following(client, job_id, stream=stream)
+        Following(shared_client, job_id, stream=stream)
         for stream in (OutputStream.STDOUT, OutputStream.STDERR)
         for _ in range(5)
     ]
@@ -457,29 +450,29 @@ async def test_who_leaves_frees_everything_at_once(client: WorkerClient, worker:
     await asyncio.to_thread(holds, 0, 0)
 
     # A client that hangs up, and one that dies.
-    async with worker.client() as other:
+    async with shared.client() as other:
         hangs_up = Following(other, job_id)
         await hangs_up.until(b"x")
-        await asyncio.to_thread(eventually_sync, lambda: held(worker, paths[0]) == (1, 1), PATIENCE_S)
+        await asyncio.to_thread(eventually_sync, lambda: held(shared, paths[0]) == (1, 1), PATIENCE_S)
     await asyncio.wait([hangs_up._task])
     with pytest.raises(Unavailable):
         hangs_up._task.result()
     await asyncio.to_thread(holds, 0, 0)
-    dies = cli(worker, "logs", "-f", job_id, stdout=subprocess.PIPE)
-    await asyncio.to_thread(eventually_sync, lambda: held(worker, paths[0]) == (1, 1), PATIENCE_S)
+    dies = cli(shared, "logs", "-f", job_id, stdout=subprocess.PIPE)
+    await asyncio.to_thread(eventually_sync, lambda: held(shared, paths[0]) == (1, 1), PATIENCE_S)
     dies.kill()
     dies.communicate()
     await asyncio.to_thread(holds, 0, 0)
     teller.end()
-    await client.wait(job_id, PATIENCE_S)
+    await shared_client.wait(job_id, PATIENCE_S)
 
 
-async def test_a_stream_that_is_not_read_delays_nothing_else(client: WorkerClient) -> None:
-    job_id = await run(client, programs.flood(16 * MIB))
-    async with aclosing(client.output(job_id)) as unread:
+async def test_a_stream_that_is_not_read_delays_nothing_else(shared_client: WorkerClient) -> None:
+    job_id = await run(shared_client, programs.flood(16 * MIB))
+    async with aclosing(shared_client.output(job_id)) as unread:
         await anext(unread)
         async with asyncio.timeout(PATIENCE_S):
-            read = sum([len(chunk.data) async for chunk in client.output(job_id)])
+            read = sum([len(chunk.data) async for chunk in shared_client.output(job_id)])
         assert read == 16 * MIB
 
 
@@ -498,34 +491,34 @@ def cli(worker: Worker, *arguments: str, stdout: int = subprocess.PIPE) -> subpr
         signal.signal(signal.SIGINT, before)
 
 
-async def test_ctrl_c(client: WorkerClient, worker: Worker, teller: Teller) -> None:
+async def test_ctrl_c(shared_client: WorkerClient, shared: Worker, teller: Teller) -> None:
     """In `logs -f` it leaves the job alone, in `run` it asks the job to stop."""
-    job_id = await start(client, teller.argv)
+    job_id = await start(shared_client, teller.argv)
     teller.tell(b"x\n")
-    shown = cli(worker, "logs", "-f", job_id)
+    shown = cli(shared, "logs", "-f", job_id)
     assert shown.stdout is not None
     assert await asyncio.to_thread(shown.stdout.readline) == b"x\n"
     shown.send_signal(signal.SIGINT)
     await asyncio.to_thread(shown.communicate)
     assert shown.returncode == 130
-    assert (await client.job(job_id)).state == JobState.RUNNING
+    assert (await shared_client.job(job_id)).state == JobState.RUNNING
     teller.end()
-    await client.wait(job_id, PATIENCE_S)
+    await shared_client.wait(job_id, PATIENCE_S)
 
-    attached = cli(worker, "run", "--", "sh", "-c", "echo $WORKER_JOB_ID; exec sleep 999")
+    attached = cli(shared, "run", "--", "sh", "-c", "echo $WORKER_JOB_ID; exec sleep 999")
     assert attached.stdout is not None
     job_id = (await asyncio.to_thread(attached.stdout.readline)).decode().strip()
     attached.send_signal(signal.SIGINT)
     await asyncio.to_thread(attached.communicate)
     assert attached.returncode not in (0, None)
-    assert (await client.job(job_id)).outcome == Outcome.STOPPED
+    assert (await shared_client.job(job_id)).outcome == Outcome.STOPPED
 
 
-async def test_logs(client: WorkerClient, worker: Worker) -> None:
-    job_id = await run(client, ["sh", "-c", "printf '1\\n2\\n3\\n'; echo e >&2"], separate_stderr=True)
+async def test_logs(shared_client: WorkerClient, shared: Worker) -> None:
+    job_id = await run(shared_client, ["sh", "-c", "printf '1\\n2\\n3\\n'; echo e >&2"], separate_stderr=True)
 
     async def logs(*arguments: str) -> bytes:
-        out, err = await asyncio.to_thread(cli(worker, "logs", *arguments, job_id).communicate)
+        out, err = await asyncio.to_thread(cli(shared, "logs", *arguments, job_id).communicate)
         assert err == b""
         return out
 

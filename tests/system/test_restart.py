@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,9 +21,8 @@ from worker_svc.pb import jobscheduler as pb
 
 
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Worker]:
-    with Worker(tmp_path, JOBS_SLOTS="8") as running:
-        yield running
+def worker_keys() -> dict[str, Any]:
+    return {"JOBS_SLOTS": "8"}
 
 
 async def test_nothing_is_lost_when_the_worker_is_killed(worker: Worker, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from worker_svc.masking import MASK
 SECRET = "hunter2-topsecret"
 
 
-def test_owner_and_admin_see_all_and_others_no_arguments(worker: Worker, clients: dict[str, Peer]) -> None:
+def test_owner_and_admin_see_all_and_others_no_arguments(secured: Worker, clients: dict[str, Peer]) -> None:
     env = {"PLAIN": "value-of-plain", "DB_PASSWORD": SECRET}
     argv = ("sh", "-c", "echo $DB_PASSWORD $PLAIN", "sh", f"--token={SECRET}")
     labels = {"api_key": SECRET, "opts": f"--set=db.password={SECRET}", "test": "secrets"}
@@ -30,14 +30,14 @@ def test_owner_and_admin_see_all_and_others_no_arguments(worker: Worker, clients
             hidden = ("sh", [MASK], dict.fromkeys(env, MASK), shown_labels)
             assert told == (("sh", list(argv[1:]), env, labels) if sees else hidden)
     # The job itself had them.
-    assert worker.output(job_id) == f"{SECRET} value-of-plain\n".encode()
-    line = last_audit(worker, rpc="StartJob", job_id=job_id)
+    assert secured.output(job_id) == f"{SECRET} value-of-plain\n".encode()
+    line = last_audit(secured, rpc="StartJob", job_id=job_id)
     assert (line["command"], "arguments" in line) == ("sh", False)
-    for file in (worker.log_path, worker.path / "supervisor.log"):
+    for file in (secured.log_path, secured.path / "supervisor.log"):
         assert SECRET not in file.read_text()
 
 
-def test_no_way_to_write_a_secret_shows_it(worker: Worker, clients: dict[str, Peer]) -> None:
+def test_no_way_to_write_a_secret_shows_it(secured: Worker, clients: dict[str, Peer]) -> None:
     """The path is an argument as well, and what the job and an idempotent start get is the real thing."""
     ways: list[dict[str, Any]] = [
         {"path": f"--password={SECRET}"},
@@ -54,7 +54,7 @@ def test_no_way_to_write_a_secret_shows_it(worker: Worker, clients: dict[str, Pe
         red.ok("StartJob", command="echo", job_id=job_id, labels={"test": "ways"}, **fields)
         red.wait(job_id)
         words = [fields["path"], *fields.get("args", [])]
-        assert worker.output(job_id) == (" ".join(filter(None, words)) + "\n").encode()
+        assert secured.output(job_id) == (" ".join(filter(None, words)) + "\n").encode()
         assert red.ok("StartJob", command="echo", job_id=job_id, labels={"test": "ways"}, **fields).existed
         if SECRET in fields["path"]:  # what shows alike is not the same
             other = fields | {"path": fields["path"].replace(SECRET, "other")}
@@ -64,7 +64,7 @@ def test_no_way_to_write_a_secret_shows_it(worker: Worker, clients: dict[str, Pe
     listed = viewer.ok("ListJobs", labels={"test": "ways"}).jobs
     assert len(listed) == len(ways)
     assert SECRET not in str(listed)
-    for file in (worker.log_path, worker.path / "supervisor.log"):
+    for file in (secured.log_path, secured.path / "supervisor.log"):
         assert SECRET not in file.read_text()
 
 
@@ -80,7 +80,7 @@ def test_no_way_to_write_a_secret_shows_it(worker: Worker, clients: dict[str, Pe
     ],
 )
 def test_no_reason_or_error_has_more_of_a_command_than_its_name(
-    worker: Worker, clients: dict[str, Peer], fields: dict[str, Any], details: str
+    secured: Worker, clients: dict[str, Peer], fields: dict[str, Any], details: str
 ) -> None:
     latest = clients["admin"].ok("GetWorker").last_sequence
     watching = clients["viewer"].stream("WatchJobs", from_sequence=latest + 1)
@@ -94,7 +94,7 @@ def test_no_reason_or_error_has_more_of_a_command_than_its_name(
         assert listed.error_text == reason
         assert SECRET not in str(listed)
     watching.cancel()
-    for file in (worker.log_path, worker.path / "supervisor.log"):
+    for file in (secured.log_path, secured.path / "supervisor.log"):
         assert SECRET not in file.read_text()
 
 
@@ -109,7 +109,7 @@ def test_arguments_show_where_the_configuration_says_so(tmp_path: Path, peers: P
         assert (line["command"], line["arguments"]) == ("echo", shown)
 
 
-def test_nobody_finds_out_a_secret_by_guessing(worker: Worker, clients: dict[str, Peer]) -> None:
+def test_nobody_finds_out_a_secret_by_guessing(secured: Worker, clients: dict[str, Peer]) -> None:
     labels = {"token": SECRET, "opts": f"--password={SECRET}", "test": "guess"}
     job_id = clients["red"].start("true", labels=labels)
 
@@ -126,7 +126,7 @@ def test_nobody_finds_out_a_secret_by_guessing(worker: Worker, clients: dict[str
                 )
             }
         assert found(name, test="guess") == [job_id]
-        line = last_audit(worker, identity=f"dns:{name}", rpc="ListJobs")
+        line = last_audit(secured, identity=f"dns:{name}", rpc="ListJobs")
         assert (line["decision"], line["rule"]) == ("denied", "access.secret_keys")
     # Owners and admins may: the first know it, the second can read the store.
     assert found("red", token=SECRET) == found("admin", opts=labels["opts"]) == [job_id]

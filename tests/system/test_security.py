@@ -34,28 +34,28 @@ REASONS = {
 
 
 @pytest.mark.parametrize("name", list(REASONS))
-def test_no_connection_with_a_bad_certificate(worker: Worker, peers: Peers, name: str) -> None:
-    before = len(worker.log_events("audit"))
-    with peers.connect(worker.address, name) as peer:
+def test_no_connection_with_a_bad_certificate(secured: Worker, peers: Peers, name: str) -> None:
+    before = len(secured.log_events("audit"))
+    with peers.connect(secured.address, name) as peer:
         assert peer.call("GetWorker").name == "UNAVAILABLE"
-    line = worker.wait_log("audit", before + 1)
+    line = secured.wait_log("audit", before + 1)
     assert (line["decision"], line["identity"], line["peer"]) == ("denied", "", "127.0.0.1")
     assert line["rule"].startswith("TLS handshake: ")
     assert REASONS[name] in line["rule"]
 
 
-def test_no_connection_in_plain(worker: Worker, peers: Peers) -> None:
+def test_no_connection_in_plain(secured: Worker, peers: Peers) -> None:
     import grpc
 
-    with grpc.insecure_channel(worker.address) as channel:
+    with grpc.insecure_channel(secured.address) as channel:
         assert Peer(channel, peers.messages).call("GetWorker").name == "UNAVAILABLE"
 
 
-def test_no_older_tls(worker: Worker, peers: Peers) -> None:
+def test_no_older_tls(secured: Worker, peers: Peers) -> None:
     import socket
     import ssl
 
-    host, _, port = worker.address.rpartition(":")
+    host, _, port = secured.address.rpartition(":")
     context = ssl.create_default_context(cafile=peers.certs / "ca.pem")
     context.load_cert_chain(peers.certs / "admin.pem", peers.certs / "admin.key")
     context.set_alpn_protocols(["http/1.1", "h2"])
@@ -68,12 +68,12 @@ def test_no_older_tls(worker: Worker, peers: Peers) -> None:
 
 @pytest.mark.parametrize("name", ["stranger", "uid0", "nameless"])
 @pytest.mark.parametrize("rpc", sorted(RPCS))
-def test_a_name_without_a_role_may_do_nothing(worker: Worker, clients: dict[str, Peer], name: str, rpc: str) -> None:
+def test_a_name_without_a_role_may_do_nothing(secured: Worker, clients: dict[str, Peer], name: str, rpc: str) -> None:
     identity = {"stranger": "dns:stranger", "uid0": "cn:uid:0", "nameless": "nameless"}[name]
     answer = clients[name].call(rpc)
     assert answer.name == "PERMISSION_DENIED"
     assert answer.details == f"{identity} has no role on this worker (its [access] section gives roles)"
-    line = last_audit(worker, identity=identity, rpc=rpc)
+    line = last_audit(secured, identity=identity, rpc=rpc)
     assert (line["decision"], line["role"], line["rule"], line["level"]) == (
         "denied", "none", f"role none: {rpc} denied", "warning",
     )  # fmt: skip
@@ -107,7 +107,7 @@ def prepared(rpc: str, owner: Peer) -> dict[str, Any]:
 
 @pytest.mark.parametrize("role", list(ROLE_OF))
 @pytest.mark.parametrize("rpc", sorted(RPCS))
-def test_each_role_against_each_rpc(worker: Worker, clients: dict[str, Peer], rpc: str, role: str) -> None:
+def test_each_role_against_each_rpc(secured: Worker, clients: dict[str, Peer], rpc: str, role: str) -> None:
     verdict = RPCS[rpc].verdict(ROLE_OF[role])
     if rpc == "ShutdownWorker" and verdict is not Verdict.DENIED:
         pytest.skip("it ends the worker: test_only_an_admin_ends_the_worker")
@@ -128,18 +128,18 @@ def test_each_role_against_each_rpc(worker: Worker, clients: dict[str, Peer], rp
     else:
         assert answer.name == "OK", answer
     if RPCS[rpc].mutates:
-        line = last_audit(worker, identity=f"dns:{role}", rpc=rpc)
+        line = last_audit(secured, identity=f"dns:{role}", rpc=rpc)
         assert line["decision"] == ("denied" if verdict is Verdict.DENIED else "allowed")
         started = answer.message.jobID if rpc == "StartJob" and answer.message else ""
         is_read = verdict is not Verdict.DENIED
         assert line["job_id"] == (fields.get("jobID", started) if is_read else "")
 
 
-def test_looking_is_not_audited(worker: Worker, clients: dict[str, Peer]) -> None:
-    before = len(worker.log_events("audit"))
+def test_looking_is_not_audited(secured: Worker, clients: dict[str, Peer]) -> None:
+    before = len(secured.log_events("audit"))
     clients["viewer"].ok("ListJobs")
     clients["viewer"].ok("GetWorker")
-    assert len(worker.log_events("audit")) == before
+    assert len(secured.log_events("audit")) == before
 
 
 # Ownership
@@ -154,7 +154,7 @@ EXTRA: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("state", ["running", "finished"])
 @pytest.mark.parametrize("rpc", BY_JOB)
-def test_another_submitters_job_is_not_there(worker: Worker, clients: dict[str, Peer], rpc: str, state: str) -> None:
+def test_another_submitters_job_is_not_there(secured: Worker, clients: dict[str, Peer], rpc: str, state: str) -> None:
     red, blue = clients["red"], clients["blue"]
     job_id = red.start(*(programs.SLEEP if state == "running" else programs.TRUE))
     if state == "finished":
@@ -167,7 +167,7 @@ def test_another_submitters_job_is_not_there(worker: Worker, clients: dict[str, 
     # And nothing happened to it.
     job = red.ok("QueryJob", jobID=job_id).job
     assert (job.state, job.paused) == (3 if state == "running" else 5, False)
-    lines = [line for line in worker.log_events("audit") if line["identity"] == "dns:blue" and line["rpc"] == rpc]
+    lines = [line for line in secured.log_events("audit") if line["identity"] == "dns:blue" and line["rpc"] == rpc]
     assert [(line["job_id"], line["decision"], line["rule"]) for line in lines[-2:]] == [
         (NO_JOB, "denied", "own jobs only"),
         (job_id, "denied", "own jobs only"),

@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,28 +25,6 @@ from tests.system.test_worker import failure_of
 from worker_svc import frames
 from worker_svc.job import JobState, Outcome
 from worker_svc.supervisor.store import SCHEMA_VERSION, STORE_NAME
-
-
-@pytest.fixture
-def bystander() -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(programs.SLEEP)
-    yield process
-    assert process.poll() is None, "it was signalled"
-    process.kill()
-    process.wait()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
 
 # One at a time
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,18 +19,6 @@ WIDE = 2**31 - 1
 DEFAULT = 65535
 WAIT = "/jobscheduler.Worker/WaitJob"
 LIST = "/jobscheduler.Worker/ListJobs"
-
-
-@pytest.fixture
-def worker(tmp_path: Path) -> Any:
-    with Worker(tmp_path) as started:
-        yield started
-
-
-@pytest.fixture
-async def client(worker: Worker) -> AsyncIterator[WorkerClient]:
-    async with worker.client() as connected:
-        yield connected
 
 
 def unread(worker: Worker, path: str, message: bytes, count: int, window: int) -> RawClient:

@@ -9,7 +9,6 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,6 @@ from worker_svc.job import JobSpec, Transition
 from worker_svc.job import JobState as State
 from worker_svc.supervisor.connections import listen
 from worker_svc.supervisor.store import JobStore
-
-
-@pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Worker]:
-    with Worker(tmp_path) as running:
-        yield running
 
 
 def assert_logged_exactly_once(worker: Worker) -> None:

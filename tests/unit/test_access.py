@@ -207,11 +207,6 @@ def test_a_user_of_the_unix_socket() -> None:
 # Whose a job is
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> JobStore:
-    return JobStore(str(tmp_path))
-
-
 def add(store: JobStore, job_id: str, owner: str, state: JobState = JobState.RUNNING) -> None:
     store.begin()
     ordinal = store.add_job(job_id, JobSpec("true"), "", 1, b"", owner)

@@ -18,7 +18,7 @@ import pytest
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from tests.unit.fake_worker import (
+from tests.support.fake_worker import (
     BEGAN,
     MERGED,
     STDERR,
@@ -69,13 +69,8 @@ NOW = BEGAN + timedelta(minutes=5)
 
 
 @pytest.fixture
-def worker() -> FakeWorker:
-    return FakeWorker()
-
-
-@pytest.fixture
-def address(worker: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    with serving_in_thread(worker) as address:
+def address(fake_worker: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with serving_in_thread(fake_worker) as address:
         monkeypatch.setenv("WORKER_SVC_ADDR", address)
         yield address
 
@@ -360,7 +355,7 @@ def test_the_status_of_run(outcome: int, fields: dict[str, Any], interrupted: bo
 
 
 def test_start(
-    worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any
+    fake_worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setenv("FROM_HERE", "here")
     stdin = tmp_path / "stdin"
@@ -369,7 +364,7 @@ def test_start(
     options += ["--id", "mine", "--stdin", str(stdin), "--separate-stderr", "--stop-signal", "INT"]
     assert main(["start", *options, "--stop-grace", "0", "sh", "-c", "exit"]) == 0
     assert capsys.readouterr() == ("mine\n", "")
-    assert worker.requests == [
+    assert fake_worker.requests == [
         StartJobReq(
             command="sh",
             args=["-c", "exit"],
@@ -386,14 +381,14 @@ def test_start(
     ]
 
 
-def test_start_with_limits(worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_start_with_limits(fake_worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--memory-max", "512M", "--swap-max", "0", "--cpus", "1.5", "--cpu-weight", "50", "--pids-max", "100"]
     options += ["--io-weight", "60", "--rlimit", "nofile=1024:4096", "--rlimit=core=0", "--nice", "-5"]
     options += ["--cpu-affinity", "0,2-3", "--umask", "027", "--oom-score-adj", "-1", "--user", "nobody"]
     options += ["--group", "adm", "--groups", "", "--new-privs", "--read-only", "/usr", "--read-only", "/etc"]
     options += ["--read-write", "/work", "--private-tmp", "--no-network", "--wait-for-tree"]
     assert main(["start", *options, "ls", "--nice"]) == 0
-    assert worker.requests == [
+    assert fake_worker.requests == [
         StartJobReq(
             command="ls",
             args=["--nice"],
@@ -419,20 +414,20 @@ def test_start_with_limits(worker: FakeWorker, address: str, capsys: pytest.Capt
     ]
 
 
-def test_pause_resume_and_signal(worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pause_resume_and_signal(fake_worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert [main(["pause", "a"]), main(["resume", "a"]), main(["signal", "a", "USR1"])] == [0, 0, 0]
-    assert worker.requests == [PauseJobReq("a"), ResumeJobReq("a"), SignalJobReq("a", "USR1")]
+    assert fake_worker.requests == [PauseJobReq("a"), ResumeJobReq("a"), SignalJobReq("a", "USR1")]
     assert capsys.readouterr() == ("", "")
 
 
-def test_stdin_from_a_pipe(worker: FakeWorker, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stdin_from_a_pipe(fake_worker: FakeWorker, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"piped\xff")))
     assert main(["start", "--stdin", "-", "cat"]) == 0
-    assert worker.requests[0].stdin == b"piped\xff"
+    assert fake_worker.requests[0].stdin == b"piped\xff"
 
 
 def test_stdin_that_cannot_be(
-    worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    fake_worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert main(["start", "--stdin", str(tmp_path / "none"), "cat"]) == 1
     assert capsys.readouterr().err == f"worker-svc: start: --stdin: {tmp_path}/none: No such file or directory\n"
@@ -440,18 +435,18 @@ def test_stdin_that_cannot_be(
     large.write_bytes(bytes(2**20 + 1))
     assert main(["run", "--stdin", str(large), "cat"]) == 1
     assert "at most 1048576 bytes" in capsys.readouterr().err
-    assert worker.requests == []
+    assert fake_worker.requests == []
 
 
-def test_errors_are_one_line(worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str]) -> None:
-    worker.refusal = GRPCError(Status.INVALID_ARGUMENT, "command: must not be empty")
+def test_errors_are_one_line(fake_worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_worker.refusal = GRPCError(Status.INVALID_ARGUMENT, "command: must not be empty")
     assert main(["start", ""]) == 1
     assert capsys.readouterr() == ("", "worker-svc: start: command: must not be empty\n")
     assert main(["run", ""]) == 125
-    worker.refusal = GRPCError(Status.PERMISSION_DENIED, "rule 3")
+    fake_worker.refusal = GRPCError(Status.PERMISSION_DENIED, "rule 3")
     assert main(["query", "a"]) == 1
     assert capsys.readouterr().err.endswith("worker-svc: query: rule 3\n")
-    worker.refusal = GRPCError(Status.ABORTED, "rule 3")
+    fake_worker.refusal = GRPCError(Status.ABORTED, "rule 3")
     assert main(["query", "a"]) == 1
     assert capsys.readouterr().err.endswith("worker-svc: query: the worker answered ABORTED: rule 3\n")
 
@@ -460,16 +455,16 @@ HOSTILE = "\x1b[2J\x9b31m\u202e\u2028\x7f\nworker-svc: forged"
 
 
 def test_nothing_that_a_worker_says_reaches_the_terminal_raw(
-    worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str]
+    fake_worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = JobSpec(command=HOSTILE, cwd=HOSTILE, env={HOSTILE: ""}, labels={HOSTILE: HOSTILE})
     job = finished(HOSTILE, Outcome.START_FAILED, error_text=HOSTILE, owner=HOSTILE, signal=HOSTILE, stuck=HOSTILE)
     job.spec = spec
-    worker.jobs.update(a=job, b=job)
-    worker.next_end = job
+    fake_worker.jobs.update(a=job, b=job)
+    fake_worker.next_end = job
     for command in (["list"], ["list", "--json"], ["query", "a"], ["query", "a", "--json"], ["run", "true"]):
         assert main(command) in (0, 125)
-    worker.refusal = GRPCError(Status.INVALID_ARGUMENT, HOSTILE)
+    fake_worker.refusal = GRPCError(Status.INVALID_ARGUMENT, HOSTILE)
     for command in (["query", "a"], ["start", "a"], ["run", "a"], ["logs", "a"], ["list"], ["stop", "a"]):
         assert main(command) in (1, 125)
     with pytest.raises(SystemExit):
@@ -490,8 +485,8 @@ def test_no_worker(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--addr", "nonsense"]) == 2
 
 
-def test_query(worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str]) -> None:
-    worker.jobs["a"] = finished("a", Outcome.FAILED, exit_code=3, error_text="exit status 3")
+def test_query(fake_worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_worker.jobs["a"] = finished("a", Outcome.FAILED, exit_code=3, error_text="exit status 3")
     assert main(["query", "a"]) == 0
     assert "status:        failed: exit status 3\n" in capsys.readouterr().out
     assert main(["query", "a", "--json"]) == 0
@@ -500,30 +495,30 @@ def test_query(worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == "worker-svc: query: job not found\n"
 
 
-def test_list_of_paused_jobs(worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_of_paused_jobs(fake_worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str]) -> None:
     running = JobState(JobState.RUNNING)
-    worker.jobs = {name: Job(job_id=name, state=running, paused=name in "bd") for name in "abcd"}
+    fake_worker.jobs = {name: Job(job_id=name, state=running, paused=name in "bd") for name in "abcd"}
     assert main(["list", "--state", "paused", "--limit", "1"]) == 0
     out, err = capsys.readouterr()
     assert [line[0] for line in out.splitlines()] == ["I", "b"]
     assert "--limit 10" in err
-    assert worker.took(ListJobsReq)[-1].states == [JobState.RUNNING]
+    assert fake_worker.took(ListJobsReq)[-1].states == [JobState.RUNNING]
     assert main(["list", "--state", "paused", "--state", "running"]) == 0
     assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["I", "a", "b", "c", "d"]
-    worker.jobs["e"] = finished("e", Outcome.SUCCEEDED)
+    fake_worker.jobs["e"] = finished("e", Outcome.SUCCEEDED)
     assert main(["list", "--state", "paused", "--state", "finished"]) == 0
     assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["I", "b", "d", "e"]
 
 
-def test_list(worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list(fake_worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     assert capsys.readouterr() == ("", "no jobs\n")
-    worker.jobs = {name: finished(name, Outcome.SUCCEEDED, exit_code=0) for name in "abcde"}
+    fake_worker.jobs = {name: finished(name, Outcome.SUCCEEDED, exit_code=0) for name in "abcde"}
     assert main(["list", "--state", "finished", "--state", "RUNNING", "--label", "k=v", "--limit", "3"]) == 0
     out, err = capsys.readouterr()
     assert [line[0] for line in out.splitlines()] == ["I", "a", "b", "c"]
     assert "--limit 30" in err
-    request = worker.took(ListJobsReq)[-1]
+    request = fake_worker.took(ListJobsReq)[-1]
     assert request.states == [JobState.FINISHED, JobState.RUNNING]
     assert request.labels == {"k": "v"}
     assert main(["list", "--limit", "0", "--json"]) == 0
@@ -532,18 +527,18 @@ def test_list(worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[st
     assert err == ""
 
 
-def test_stop(worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str]) -> None:
-    worker.jobs["a"] = Job(job_id="a", state=JobState(JobState.RUNNING))
+def test_stop(fake_worker: FakeWorker, address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_worker.jobs["a"] = Job(job_id="a", state=JobState(JobState.RUNNING))
     assert main(["stop", "a", "--wait", "--signal", "SIGKILL", "--grace", "2"]) == 0
     assert capsys.readouterr().out == "stopped: signal: killed\n"
-    assert worker.took(StopJobReq) == [StopJobReq("a", "SIGKILL", timedelta(seconds=2), wait=True)]
+    assert fake_worker.took(StopJobReq) == [StopJobReq("a", "SIGKILL", timedelta(seconds=2), wait=True)]
     assert main(["stop", "a"]) == 0
     assert capsys.readouterr().out == ""
 
 
-def test_logs(worker: FakeWorker, address: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    worker.jobs["a"] = finished("a", Outcome.SUCCEEDED)
-    worker.chunks[MERGED] = chunks(4096, b"\x00\xff", b"no newline")
+def test_logs(fake_worker: FakeWorker, address: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    fake_worker.jobs["a"] = finished("a", Outcome.SUCCEEDED)
+    fake_worker.chunks[MERGED] = chunks(4096, b"\x00\xff", b"no newline")
     assert main(["logs", "a", "-f"]) == 0
     out, err = capfdbinary.readouterr()
     assert out == b"\x00\xffno newline"
@@ -551,24 +546,26 @@ def test_logs(worker: FakeWorker, address: str, capfdbinary: pytest.CaptureFixtu
     assert main(["logs", "a", "--tail", "5", "--stderr"]) == 0
     assert main(["logs", "a", "--since-offset", "7"]) == 0
     stream = OutputStream(OutputStream.STDERR)
-    assert worker.took(StreamJobReq) == [
+    assert fake_worker.took(StreamJobReq) == [
         StreamJobReq("a", follow=True),
         StreamJobReq("a", stream=stream, tail_lines=5),
         StreamJobReq("a", offset=7),
     ]
 
 
-def test_run(worker: FakeWorker, address: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    worker.next_end = finished("", Outcome.FAILED, exit_code=3, error_text="exit status 3")
-    worker.chunks[MERGED] = chunks(b"\x00\xff", b"both")
+def test_run(fake_worker: FakeWorker, address: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    fake_worker.next_end = finished("", Outcome.FAILED, exit_code=3, error_text="exit status 3")
+    fake_worker.chunks[MERGED] = chunks(b"\x00\xff", b"both")
     assert main(["run", "sh", "-c", "exit 3"]) == 3
     assert capfdbinary.readouterr() == (b"\x00\xffboth", b"")
 
 
-def test_run_with_separate_stderr(worker: FakeWorker, address: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    worker.next_end = finished("", Outcome.SIGNALED, signal="SIGKILL", error_text="signal: killed")
-    worker.chunks[STDOUT] = chunks(b"out")
-    worker.chunks[STDERR] = chunks(b"err\n")
+def test_run_with_separate_stderr(
+    fake_worker: FakeWorker, address: str, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    fake_worker.next_end = finished("", Outcome.SIGNALED, signal="SIGKILL", error_text="signal: killed")
+    fake_worker.chunks[STDOUT] = chunks(b"out")
+    fake_worker.chunks[STDERR] = chunks(b"err\n")
     assert main(["run", "--separate-stderr", "x"]) == 137
     out, err = capfdbinary.readouterr()
     assert out == b"out"
@@ -596,45 +593,45 @@ def eventually(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_ctrl_c_in_run_asks_the_job_to_stop(worker: FakeWorker, address: str) -> None:
+def test_ctrl_c_in_run_asks_the_job_to_stop(fake_worker: FakeWorker, address: str) -> None:
     with spawn("run", "sleep", "99") as process:
-        eventually(lambda: worker.open_streams == 1)
+        eventually(lambda: fake_worker.open_streams == 1)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
     assert process.returncode == 143
-    assert worker.took(StopJobReq) == [StopJobReq("assigned")]
+    assert fake_worker.took(StopJobReq) == [StopJobReq("assigned")]
     assert err.decode().splitlines()[-1] == "worker-svc: run: job assigned stopped: signal: terminated"
 
 
-def test_a_second_ctrl_c_kills_it(worker: FakeWorker, address: str) -> None:
+def test_a_second_ctrl_c_kills_it(fake_worker: FakeWorker, address: str) -> None:
     with spawn("run", "--id", "stubborn", "sleep", "99") as process:
-        eventually(lambda: worker.open_streams == 1)
+        eventually(lambda: fake_worker.open_streams == 1)
         process.send_signal(signal.SIGINT)
-        eventually(lambda: len(worker.took(StopJobReq)) == 1)
+        eventually(lambda: len(fake_worker.took(StopJobReq)) == 1)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
     assert process.returncode == 137
-    assert worker.took(StopJobReq) == [
+    assert fake_worker.took(StopJobReq) == [
         StopJobReq("stubborn"),
         StopJobReq("stubborn", "SIGKILL", timedelta(0)),
     ]
     assert b"Ctrl-C again kills it" in err
 
 
-def test_ctrl_c_in_logs_leaves_the_job_alone(worker: FakeWorker, address: str) -> None:
-    worker.next_end = None
+def test_ctrl_c_in_logs_leaves_the_job_alone(fake_worker: FakeWorker, address: str) -> None:
+    fake_worker.next_end = None
     assert main(["start", "--id", "a", "x"]) == 0
     with spawn("logs", "-f", "a") as process:
-        eventually(lambda: worker.open_streams == 1)
+        eventually(lambda: fake_worker.open_streams == 1)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (130, b"", b"")
-    assert worker.took(StopJobReq) == []
+    assert fake_worker.took(StopJobReq) == []
 
 
-def test_a_pipe_that_nobody_reads(worker: FakeWorker, address: str) -> None:
-    worker.jobs["a"] = finished("a", Outcome.SUCCEEDED)
-    worker.chunks[MERGED] = chunks(*[b"x" * 65536] * 8)
+def test_a_pipe_that_nobody_reads(fake_worker: FakeWorker, address: str) -> None:
+    fake_worker.jobs["a"] = finished("a", Outcome.SUCCEEDED)
+    fake_worker.chunks[MERGED] = chunks(*[b"x" * 65536] * 8)
     with spawn("logs", "a") as process:
         assert process.stdout is not None
         process.stdout.read(1)
@@ -644,25 +641,17 @@ def test_a_pipe_that_nobody_reads(worker: FakeWorker, address: str) -> None:
         assert process.wait(20) == 141
 
 
-def test_run_into_a_pipe_that_nobody_reads_stops_the_job(worker: FakeWorker, address: str) -> None:
-    worker.chunks[MERGED] = chunks(*[b"x" * 65536] * 8)
+def test_run_into_a_pipe_that_nobody_reads_stops_the_job(fake_worker: FakeWorker, address: str) -> None:
+    fake_worker.chunks[MERGED] = chunks(*[b"x" * 65536] * 8)
     with spawn("run", "yes") as process:
         assert process.stdout is not None
         process.stdout.read(1)
         process.stdout.close()
         assert process.wait(20) == 141
-    assert worker.took(StopJobReq) == [StopJobReq("assigned")]
+    assert fake_worker.took(StopJobReq) == [StopJobReq("assigned")]
 
 
 # --- serve, check-config, demo
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current directory and an environment without settings."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("WORKER_SVC_CONFIG", raising=False)
-    return tmp_path
 
 
 def test_serve_gets_its_flags(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:

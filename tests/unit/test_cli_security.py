@@ -12,21 +12,14 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from tests.unit.fake_worker import FakeWorker, finished, serving_in_thread
+from tests.support.fake_worker import FakeWorker, finished, serving_in_thread
 from worker_svc.certs import read_pair
 from worker_svc.cli import main
 from worker_svc.cli.job_options import JobOptions, read_stdin, start_request
 from worker_svc.config import load_config
 from worker_svc.pb.jobscheduler import Outcome, StartJobReq
 
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    for name in ("CONFIG", "ADDR", "CA", "CRT", "KEY", "SERVER_NAME"):
-        monkeypatch.delenv(f"WORKER_SVC_{name}", raising=False)
-    return tmp_path
-
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 # gen-certs
 

@@ -17,7 +17,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 from grpclib.server import Server
 
-from tests.unit.fake_worker import MERGED, FakeWorker, chunks, finished, serving
+from tests.support.fake_worker import MERGED, FakeWorker, chunks, finished, serving
 from worker_svc import (
     DeadlineExceeded,
     Groups,
@@ -58,13 +58,8 @@ LIMITS = Limits(memory_max_bytes=2**30, cpu_max_cores=0.5, rlimits=[Rlimit(name=
 
 
 @pytest.fixture
-def worker() -> FakeWorker:
-    return FakeWorker()
-
-
-@pytest.fixture
-async def client(worker: FakeWorker) -> AsyncIterator[WorkerClient]:
-    async with serving(worker) as address, WorkerClient(address) as client:
+async def faked(fake_worker: FakeWorker) -> AsyncIterator[WorkerClient]:
+    async with serving(fake_worker) as address, WorkerClient(address) as client:
         yield client
 
 
@@ -91,8 +86,8 @@ def test_an_error_that_is_not_in_the_table() -> None:
     assert str(from_grpc(GRPCError(Status.NOT_FOUND))) == "not found"
 
 
-async def test_start_sends_every_field(client: WorkerClient, worker: FakeWorker) -> None:
-    answer = await client.start(
+async def test_start_sends_every_field(faked: WorkerClient, fake_worker: FakeWorker) -> None:
+    answer = await faked.start(
         "bash",
         "x.sh",
         args=("a", "b"),
@@ -115,7 +110,7 @@ async def test_start_sends_every_field(client: WorkerClient, worker: FakeWorker)
         deadline_s=10,
     )
     assert answer.job_id == "mine"
-    [request] = worker.requests
+    [request] = fake_worker.requests
     assert request == StartJobReq(
         command="bash",
         path="x.sh",
@@ -139,41 +134,41 @@ async def test_start_sends_every_field(client: WorkerClient, worker: FakeWorker)
     )
 
 
-async def test_what_is_left_out_is_not_sent(client: WorkerClient, worker: FakeWorker) -> None:
-    answer = await client.start("true")
+async def test_what_is_left_out_is_not_sent(faked: WorkerClient, fake_worker: FakeWorker) -> None:
+    answer = await faked.start("true")
     assert (answer.job_id, answer.state) == ("assigned", JobState.RUNNING)
-    assert worker.requests == [StartJobReq(command="true")]
-    assert worker.requests[0].timeout is None
+    assert fake_worker.requests == [StartJobReq(command="true")]
+    assert fake_worker.requests[0].timeout is None
 
 
-async def test_the_life_of_a_job(client: WorkerClient, worker: FakeWorker) -> None:
-    job_id = (await client.start("sleep")).job_id
-    assert not (await client.query(job_id)).done
-    await client.signal(job_id, "USR1")
-    await client.stop(job_id, signal="KILL", grace_s=2, wait=True)
-    answer = await client.query(job_id)
+async def test_the_life_of_a_job(faked: WorkerClient, fake_worker: FakeWorker) -> None:
+    job_id = (await faked.start("sleep")).job_id
+    assert not (await faked.query(job_id)).done
+    await faked.signal(job_id, "USR1")
+    await faked.stop(job_id, signal="KILL", grace_s=2, wait=True)
+    answer = await faked.query(job_id)
     assert (answer.done, answer.error) == (True, True)
-    assert (await client.job(job_id)).outcome == Outcome.STOPPED
-    assert (await client.wait(job_id)).job_id == job_id
-    await client.delete(job_id)
-    assert worker.took(SignalJobReq) == [SignalJobReq(job_id, "USR1")]
-    assert worker.took(StopJobReq) == [StopJobReq(job_id, "KILL", timedelta(seconds=2), wait=True)]
-    assert worker.took(DeleteJobReq) == [DeleteJobReq(job_id)]
-    assert (await client.worker()).slots == 4
+    assert (await faked.job(job_id)).outcome == Outcome.STOPPED
+    assert (await faked.wait(job_id)).job_id == job_id
+    await faked.delete(job_id)
+    assert fake_worker.took(SignalJobReq) == [SignalJobReq(job_id, "USR1")]
+    assert fake_worker.took(StopJobReq) == [StopJobReq(job_id, "KILL", timedelta(seconds=2), wait=True)]
+    assert fake_worker.took(DeleteJobReq) == [DeleteJobReq(job_id)]
+    assert (await faked.worker()).slots == 4
 
 
-async def test_prune(client: WorkerClient, worker: FakeWorker) -> None:
-    answer = await client.prune(max_age_s=60, max_count=0, max_bytes=5, dry_run=True)
+async def test_prune(faked: WorkerClient, fake_worker: FakeWorker) -> None:
+    answer = await faked.prune(max_age_s=60, max_count=0, max_bytes=5, dry_run=True)
     assert answer.job_ids == ["a"]
-    assert worker.requests == [PruneJobsReq(timedelta(seconds=60), 0, 5, dry_run=True)]
+    assert fake_worker.requests == [PruneJobsReq(timedelta(seconds=60), 0, 5, dry_run=True)]
 
 
-async def test_list_walks_the_pages(client: WorkerClient, worker: FakeWorker) -> None:
-    worker.jobs = {name: finished(name, Outcome.SUCCEEDED) for name in "abcde"}
+async def test_list_walks_the_pages(faked: WorkerClient, fake_worker: FakeWorker) -> None:
+    fake_worker.jobs = {name: finished(name, Outcome.SUCCEEDED) for name in "abcde"}
     since = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    listing = client.list(states=[JobState.FINISHED], labels={"k": "v"}, accepted_since=since, page_size=7)
+    listing = faked.list(states=[JobState.FINISHED], labels={"k": "v"}, accepted_since=since, page_size=7)
     assert [job.job_id async for job in listing] == list("abcde")
-    requests = worker.took(ListJobsReq)
+    requests = fake_worker.took(ListJobsReq)
     assert len(requests) == 3
     assert requests[0].states == [JobState.FINISHED]
     assert requests[0].labels == {"k": "v"}
@@ -182,87 +177,87 @@ async def test_list_walks_the_pages(client: WorkerClient, worker: FakeWorker) ->
     assert requests[0].page_size == 7
 
 
-async def test_list_takes_a_naive_time_for_local(client: WorkerClient, worker: FakeWorker) -> None:
+async def test_list_takes_a_naive_time_for_local(faked: WorkerClient, fake_worker: FakeWorker) -> None:
     naive = datetime(2026, 1, 2, 3, 4, 5)  # noqa: DTZ001 - the point of the test
-    assert [job async for job in client.list(accepted_before=naive)] == []
-    assert worker.took(ListJobsReq)[0].accepted_before == naive.astimezone(UTC)
+    assert [job async for job in faked.list(accepted_before=naive)] == []
+    assert fake_worker.took(ListJobsReq)[0].accepted_before == naive.astimezone(UTC)
 
 
-async def test_list_can_be_left_early(client: WorkerClient, worker: FakeWorker) -> None:
-    worker.jobs = {name: finished(name, Outcome.SUCCEEDED) for name in "abcde"}
-    async with aclosing(client.list()) as listing:
+async def test_list_can_be_left_early(faked: WorkerClient, fake_worker: FakeWorker) -> None:
+    fake_worker.jobs = {name: finished(name, Outcome.SUCCEEDED) for name in "abcde"}
+    async with aclosing(faked.list()) as listing:
         assert (await anext(listing)).job_id == "a"
-    assert len(worker.took(ListJobsReq)) == 1
+    assert len(fake_worker.took(ListJobsReq)) == 1
 
 
-async def test_output(client: WorkerClient, worker: FakeWorker) -> None:
-    worker.jobs["a"] = finished("a", Outcome.SUCCEEDED)
-    worker.chunks[MERGED] = chunks(4096, b"\x00\xffend")
-    got = [chunk async for chunk in client.output("a", follow=True, offset=0)]
+async def test_output(faked: WorkerClient, fake_worker: FakeWorker) -> None:
+    fake_worker.jobs["a"] = finished("a", Outcome.SUCCEEDED)
+    fake_worker.chunks[MERGED] = chunks(4096, b"\x00\xffend")
+    got = [chunk async for chunk in faked.output("a", follow=True, offset=0)]
     assert [(chunk.offset, chunk.gap_bytes, chunk.data) for chunk in got] == [
         (0, 4096, b""),
         (4096, 0, b"\x00\xffend"),
     ]
-    assert worker.took(StreamJobReq) == [StreamJobReq(job_id="a", offset=0, follow=True)]
+    assert fake_worker.took(StreamJobReq) == [StreamJobReq(job_id="a", offset=0, follow=True)]
 
 
-async def test_where_output_begins(client: WorkerClient, worker: FakeWorker) -> None:
-    worker.jobs["a"] = finished("a", Outcome.SUCCEEDED)
-    assert [c async for c in client.output("a", stream=OutputStream.STDERR, tail_lines=3)] == []
-    assert [c async for c in client.output("a", tail_bytes=0)] == []
-    first, second = worker.took(StreamJobReq)
+async def test_where_output_begins(faked: WorkerClient, fake_worker: FakeWorker) -> None:
+    fake_worker.jobs["a"] = finished("a", Outcome.SUCCEEDED)
+    assert [c async for c in faked.output("a", stream=OutputStream.STDERR, tail_lines=3)] == []
+    assert [c async for c in faked.output("a", tail_bytes=0)] == []
+    first, second = fake_worker.took(StreamJobReq)
     assert (first.stream, first.tail_lines, first.offset) == (OutputStream.STDERR, 3, None)
     assert second.tail_bytes == 0
 
 
-async def test_leaving_a_stream_ends_it_at_the_worker(client: WorkerClient, worker: FakeWorker) -> None:
-    async with aclosing(client.watch(2, job_ids=["a"])) as transitions:
+async def test_leaving_a_stream_ends_it_at_the_worker(faked: WorkerClient, fake_worker: FakeWorker) -> None:
+    async with aclosing(faked.watch(2, job_ids=["a"])) as transitions:
         assert [(await anext(transitions)).sequence for _ in range(2)] == [2, 3]
-        await eventually(lambda: worker.open_streams == 1)
-    await eventually(lambda: worker.open_streams == 0)
-    assert worker.took(WatchJobsReq) == [WatchJobsReq(2, ["a"])]
+        await eventually(lambda: fake_worker.open_streams == 1)
+    await eventually(lambda: fake_worker.open_streams == 0)
+    assert fake_worker.took(WatchJobsReq) == [WatchJobsReq(2, ["a"])]
 
 
-async def test_cancelling_a_stream_ends_it_at_the_worker(client: WorkerClient, worker: FakeWorker) -> None:
-    job_id = (await client.start("sleep")).job_id
+async def test_cancelling_a_stream_ends_it_at_the_worker(faked: WorkerClient, fake_worker: FakeWorker) -> None:
+    job_id = (await faked.start("sleep")).job_id
 
     async def follow() -> None:
-        async for _ in client.output(job_id, follow=True):
+        async for _ in faked.output(job_id, follow=True):
             pass
 
     task = asyncio.create_task(follow())
-    await eventually(lambda: worker.open_streams == 1)
+    await eventually(lambda: fake_worker.open_streams == 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await eventually(lambda: worker.open_streams == 0)
+    await eventually(lambda: fake_worker.open_streams == 0)
 
 
-async def test_statuses_become_errors(client: WorkerClient, worker: FakeWorker) -> None:
+async def test_statuses_become_errors(faked: WorkerClient, fake_worker: FakeWorker) -> None:
     with pytest.raises(JobNotFound, match="job not found"):
-        await client.query("nobody")
+        await faked.query("nobody")
     with pytest.raises(JobNotFound):
-        await anext(client.output("nobody"))
-    worker.refusal = GRPCError(Status.INVALID_ARGUMENT, "command: must not be empty")
+        await anext(faked.output("nobody"))
+    fake_worker.refusal = GRPCError(Status.INVALID_ARGUMENT, "command: must not be empty")
     with pytest.raises(InvalidArgument, match=r"^command: must not be empty$"):
-        await client.start("")
-    worker.refusal = GRPCError(Status.ABORTED, "rule 3")
+        await faked.start("")
+    fake_worker.refusal = GRPCError(Status.ABORTED, "rule 3")
     with pytest.raises(GRPCError) as refused:
-        await client.start("ls")
+        await faked.start("ls")
     assert refused.value.status is Status.ABORTED
 
 
-async def test_wait_gives_up_in_time(client: WorkerClient) -> None:
-    job_id = (await client.start("sleep")).job_id
+async def test_wait_gives_up_in_time(faked: WorkerClient) -> None:
+    job_id = (await faked.start("sleep")).job_id
     for limit_s in (0, 0.05):
         with pytest.raises(DeadlineExceeded, match="the job is not finished"):
-            await client.wait(job_id, timeout_s=limit_s)
+            await faked.wait(job_id, timeout_s=limit_s)
 
 
-async def test_a_worker_that_does_not_answer(client: WorkerClient, worker: FakeWorker) -> None:
-    worker.hangs = True
+async def test_a_worker_that_does_not_answer(faked: WorkerClient, fake_worker: FakeWorker) -> None:
+    fake_worker.hangs = True
     with pytest.raises(DeadlineExceeded, match="in time"):
-        await client.query("a", deadline_s=0.1)
+        await faked.query("a", deadline_s=0.1)
     # What grpclib did to the task to wake it must not look like a cancellation later.
     task = asyncio.current_task()
     assert task is not None
@@ -271,11 +266,11 @@ async def test_a_worker_that_does_not_answer(client: WorkerClient, worker: FakeW
         await asyncio.sleep(0)
 
 
-async def test_a_timeout_of_the_callers_own(client: WorkerClient, worker: FakeWorker) -> None:
-    worker.hangs = True
+async def test_a_timeout_of_the_callers_own(faked: WorkerClient, fake_worker: FakeWorker) -> None:
+    fake_worker.hangs = True
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
-            await client.query("a")
+            await faked.query("a")
 
 
 @pytest.mark.parametrize(
@@ -293,18 +288,18 @@ async def test_a_timeout_of_the_callers_own(client: WorkerClient, worker: FakeWo
     ],
 )
 async def test_what_betterproto_would_garble_is_refused(
-    client: WorkerClient, worker: FakeWorker, call: Callable[[WorkerClient], Awaitable[Any]]
+    faked: WorkerClient, fake_worker: FakeWorker, call: Callable[[WorkerClient], Awaitable[Any]]
 ) -> None:
     with pytest.raises(InvalidArgument):
-        await call(client)
-    assert worker.requests == []
+        await call(faked)
+    assert fake_worker.requests == []
 
 
-async def test_text_that_is_not_unicode(client: WorkerClient) -> None:
+async def test_text_that_is_not_unicode(faked: WorkerClient) -> None:
     with pytest.raises(InvalidArgument, match=r"^args: is not valid Unicode$"):
-        await client.start("ls", args=["fine", "\udcff"])
+        await faked.start("ls", args=["fine", "\udcff"])
     with pytest.raises(InvalidArgument, match=r"^env: is not valid Unicode$"):
-        await client.start("ls", env={"SECRET": "hunter2\udcff"})
+        await faked.start("ls", env={"SECRET": "hunter2\udcff"})
 
 
 async def test_no_worker_there() -> None:
@@ -422,7 +417,7 @@ async def test_use_outside_of_async_with() -> None:
         await client.worker()
 
 
-async def test_metadata_goes_with_every_call(worker: FakeWorker) -> None:
+async def test_metadata_goes_with_every_call(fake_worker: FakeWorker) -> None:
     from grpclib.events import RecvRequest, listen
 
     seen: list[Any] = []
@@ -431,13 +426,13 @@ async def test_metadata_goes_with_every_call(worker: FakeWorker) -> None:
         seen.append(event.metadata.get("token"))
 
     listener = socket.create_server(("127.0.0.1", 0))
-    server = Server([worker])
+    server = Server([fake_worker])
     listen(server, RecvRequest, remember)
     await server.start(sock=listener)
     port = listener.getsockname()[1]
     async with WorkerClient(f"127.0.0.1:{port}", metadata={"token": "t"}) as client:
         await client.worker()
-        worker.jobs["a"] = Job(job_id="a", state=JobState(JobState.FINISHED))
+        fake_worker.jobs["a"] = Job(job_id="a", state=JobState(JobState.FINISHED))
         assert [chunk async for chunk in client.output("a")] == []
     server.close()
     await server.wait_closed()

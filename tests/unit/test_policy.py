@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from tests.support.spawning import PATH, Launchpad, skip_unless_built
+from tests.support.spawning import PATH, Launchpad
 from worker_svc.config import ConfigError, JobsConfig, PolicyConfig, SandboxConfig, Variables, load_config
 from worker_svc.config.policy_rules import RulesTable
 from worker_svc.job import CheckedFile, Identity, JobSpec, Limits, OutputPolicy, Sandbox
 from worker_svc.policy import DEFAULT_RULE, CommandPolicy
 from worker_svc.policy.command_policy import Judged
-from worker_svc.supervisor.spawn import NATIVE, PYTHON, SpawnFailed
+from worker_svc.supervisor.spawn import SpawnFailed
 
 ROLE = "submitter"
 
@@ -588,12 +588,6 @@ def test_the_interpreter_of_the_worker_by_proc_is_what_it_is() -> None:
 
 
 # What is run is what was checked
-
-
-@pytest.fixture(params=[NATIVE, PYTHON])
-def pad(request: pytest.FixtureRequest, tmp_path: Path) -> Launchpad:
-    skip_unless_built(request.param)
-    return Launchpad(request.param, tmp_path)
 
 
 def run(pad: Launchpad, spec: JobSpec, judged: Judged, between: Callable[[], object] = lambda: None) -> tuple[int, str]:

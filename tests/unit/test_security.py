@@ -21,7 +21,7 @@ from worker_svc.security import Reloader, SecurityError, acceptance, expiry_s, s
 
 
 @pytest.fixture
-def certs(tmp_path: Path) -> Path:
+def few_certs(tmp_path: Path) -> Path:
     make_directory(tmp_path / "certs", hosts=["localhost"], clients=["red", "blue"])
     return tmp_path / "certs"
 
@@ -53,61 +53,63 @@ def accepts(certs: Path, connection: ssl.SSLObject, ca: str = "ca.pem") -> bool:
     return acceptance(server_context(config(certs, ca)), certs / "crl.pem")(connection)
 
 
-def test_revoked_or_expired(certs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    served = server_context(config(certs))
+def test_revoked_or_expired(few_certs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = server_context(config(few_certs))
     assert served is not None
-    red, blue = connected(served, certs, "red"), connected(served, certs, "blue")
-    assert accepts(certs, red)
-    make_directory(certs, hosts=[], clients=[], revoke=["red"])
-    assert not accepts(certs, red)
-    assert accepts(certs, blue)
+    red, blue = connected(served, few_certs, "red"), connected(served, few_certs, "blue")
+    assert accepts(few_certs, red)
+    make_directory(few_certs, hosts=[], clients=[], revoke=["red"])
+    assert not accepts(few_certs, red)
+    assert accepts(few_certs, blue)
     later_s = time.time() + 826 * 86_400
     monkeypatch.setattr("worker_svc.security.time.time", lambda: later_s)
-    assert not accepts(certs, blue)
+    assert not accepts(few_certs, blue)
 
 
-def test_when_it_expires(certs: Path) -> None:
-    served = server_context(config(certs))
+def test_when_it_expires(few_certs: Path) -> None:
+    served = server_context(config(few_certs))
     assert served is not None
-    red, ca = connected(served, certs, "red"), read_pair(certs, "ca")
-    until = [pair.certificate.not_valid_after_utc.timestamp() for pair in (read_pair(certs, "red"), ca)]
+    red, ca = connected(served, few_certs, "red"), read_pair(few_certs, "ca")
+    until = [pair.certificate.not_valid_after_utc.timestamp() for pair in (read_pair(few_certs, "red"), ca)]
     assert expiry_s(red) == min(until)
     brief = Authority(ca).issue("red", [], days=0.5)
-    brief.write(certs, "brief")
-    assert expiry_s(connected(served, certs, "brief")) == brief.certificate.not_valid_after_utc.timestamp()
+    brief.write(few_certs, "brief")
+    assert expiry_s(connected(served, few_certs, "brief")) == brief.certificate.not_valid_after_utc.timestamp()
 
 
-def test_of_another_authority(certs: Path) -> None:
-    served = server_context(config(certs))
+def test_of_another_authority(few_certs: Path) -> None:
+    served = server_context(config(few_certs))
     assert served is not None
-    red = connected(served, certs, "red")
-    Authority.create("another").pair.write(certs, "other")
-    assert not accepts(certs, red, "other.pem")
-    (certs / "both.pem").write_bytes((certs / "other.pem").read_bytes() + (certs / "ca.pem").read_bytes())
-    assert accepts(certs, red, "both.pem")
+    red = connected(served, few_certs, "red")
+    Authority.create("another").pair.write(few_certs, "other")
+    assert not accepts(few_certs, red, "other.pem")
+    (few_certs / "both.pem").write_bytes((few_certs / "other.pem").read_bytes() + (few_certs / "ca.pem").read_bytes())
+    assert accepts(few_certs, red, "both.pem")
 
 
-def test_who_was_asked_for_no_certificate(certs: Path) -> None:
-    plain = server_context(GrpcServerConfig(use_tls=True, crt_file=certs / "server.pem", key_file=certs / "server.key"))
+def test_who_was_asked_for_no_certificate(few_certs: Path) -> None:
+    plain = server_context(
+        GrpcServerConfig(use_tls=True, crt_file=few_certs / "server.pem", key_file=few_certs / "server.key")
+    )
     assert plain is not None
-    nobody = connected(plain, certs, "")
+    nobody = connected(plain, few_certs, "")
     assert acceptance(plain, None)(nobody)
     assert expiry_s(nobody) == math.inf
-    assert not accepts(certs, nobody)
+    assert not accepts(few_certs, nobody)
 
 
 @pytest.mark.parametrize("serial", [1, 127, 128, 255, 2**64, 2**150 - 1])
-def test_serial_numbers(serial: int, certs: Path) -> None:
+def test_serial_numbers(serial: int, few_certs: Path) -> None:
     """One is also the version of every CRL."""
-    authority = Authority(read_pair(certs, "ca"))
+    authority = Authority(read_pair(few_certs, "ca"))
     for listed in ([], [serial], [5, serial, 2**100], [serial + 1, serial << 8]):
-        (certs / "crl.pem").write_bytes(b"# ours\n" + authority.revocation_list(listed))
-        assert security._is_listed(serial, security._crl_bytes(certs / "crl.pem")) == (serial in listed)
+        (few_certs / "crl.pem").write_bytes(b"# ours\n" + authority.revocation_list(listed))
+        assert security._is_listed(serial, security._crl_bytes(few_certs / "crl.pem")) == (serial in listed)
 
 
-def test_a_list_that_is_not_there(certs: Path) -> None:
+def test_a_list_that_is_not_there(few_certs: Path) -> None:
     with pytest.raises(SecurityError, match=r"grpc_server\.crl_file: .*gone"):
-        acceptance(None, certs / "gone")
+        acceptance(None, few_certs / "gone")
 
 
 async def test_files_are_looked_at_where_they_cannot_be_watched(

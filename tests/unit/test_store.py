@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +22,6 @@ from worker_svc.supervisor.store import (
 from worker_svc.supervisor.store_query import JobQuery
 
 NEW, QUEUED, STARTING, RUNNING, STOPPING, FINISHED = JobState
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[JobStore]:
-    store = JobStore(str(tmp_path))
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def reader(tmp_path: Path, store: JobStore) -> Iterator[StoreReader]:
-    reader = StoreReader(str(tmp_path))
-    yield reader
-    reader.close()
 
 
 def add(store: JobStore, job_id: str, *, accepted_ns: int = 1, stdin: bytes = b"", spec: JobSpec | None = None) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,20 +14,6 @@ from worker_svc.supervisor.store_query import JobQuery
 
 LARGE = JobSpec("true", args=("x" * 5000,), env={"K": "v"}, labels={"size": "large"}, cwd="/tmp")
 BYTES = 1 << 20
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[JobStore]:
-    store = JobStore(str(tmp_path))
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def reader(tmp_path: Path, store: JobStore) -> Iterator[StoreReader]:
-    reader = StoreReader(str(tmp_path))
-    yield reader
-    reader.close()
 
 
 def add(store: JobStore, *jobs: tuple[str, JobSpec], owner: str = "", fingerprint: str = "f") -> None:
