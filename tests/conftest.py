@@ -221,14 +221,19 @@ def fake_worker() -> FakeWorker:
 
 
 @pytest.fixture(scope="module")
-def peers(tmp_path_factory: pytest.TempPathFactory) -> Peers:
-    folder = tmp_path_factory.mktemp("certs")
-    return Peers(make_certs(folder / "certs"), folder)
+def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of them, for all sorts of clients, good and bad."""
+    return make_certs(tmp_path_factory.mktemp("secured") / "certs")
 
 
 @pytest.fixture(scope="module")
-def secured(tmp_path_factory: pytest.TempPathFactory, peers: Peers) -> Iterator[Worker]:
-    with Worker(tmp_path_factory.mktemp("secured"), **tls_keys(peers.certs)) as running:
+def peers(certs: Path) -> Peers:
+    return Peers(certs, certs.parent)
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory, certs: Path) -> Iterator[Worker]:
+    with Worker(tmp_path_factory.mktemp("secured"), **tls_keys(certs)) as running:
         yield running
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import select
 import signal
 import subprocess
@@ -22,13 +23,13 @@ from worker_svc.supervisor.containment.processes import Process, environ_value, 
 from worker_svc.supervisor.containment.signals import signal_job
 from worker_svc.supervisor.containment.sweep import send
 
-STATE_ID: Final = "feedc0de12345678"
+STATE_ID: Final = secrets.token_hex(8)
 ROOT: Final = str(Path(__file__).parents[2])
 # A supervisor that starts a job, says so, and is killed.
 EARLIER: Final = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
-from tests.support.contained import bystanders, contained, end, kill, run, skip_unless
+from tests.support.contained import contain, run
 containment = contain(sys.argv[2], sys.argv[3])
 job = run(containment, ["sh", "-c", sys.argv[4]], "job", stdout=2)
 print(job.container.pid, job.container.start_ticks, containment.base_path or "-", flush=True)

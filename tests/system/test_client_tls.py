@@ -36,12 +36,12 @@ def pair(name: str) -> dict[str, str]:
     ids=["plain", "none", "revoked", "expired", "foreign", "server", "no-ca", "wrong-ca"],
 )
 def test_what_is_wrong(
-    files: dict[str, str], text: str, secured: Worker, peers: Path, capsys: pytest.CaptureFixture[str]
+    files: dict[str, str], text: str, secured: Worker, certs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if files.get("ca") == "foreign.pem":
-        files = {**files, "ca": _another_authority(peers)}
+        files = {**files, "ca": _another_authority(certs)}
     for _ in range(5):
-        assert text in said(secured.address, peers, capsys, **files)
+        assert text in said(secured.address, certs, capsys, **files)
 
 
 def _another_authority(certs: Path) -> str:
@@ -52,9 +52,9 @@ def _another_authority(certs: Path) -> str:
     return "another.pem"
 
 
-def test_another_name(secured: Worker, peers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_name(secured: Worker, certs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"ca": "ca.pem", **pair("admin")}
-    assert main(["list", "--addr", secured.address, "--server-name", "other.example", *_flags(peers, options)]) == 1
+    assert main(["list", "--addr", secured.address, "--server-name", "other.example", *_flags(certs, options)]) == 1
     err = capsys.readouterr().err
     assert "use a name that the certificate has (--server-name): " in err
     assert "other.example" in err
@@ -65,11 +65,11 @@ def _flags(certs: Path, files: dict[str, str]) -> list[str]:
     return [part for name, file in files.items() for part in (f"--{name}", str(certs / file))]
 
 
-def test_tls_where_there_is_none(shared: Worker, peers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tls_where_there_is_none(shared: Worker, certs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(5):
-        assert "it does not speak TLS" in said(shared.address, peers, capsys, ca="ca.pem", **pair("admin"))
+        assert "it does not speak TLS" in said(shared.address, certs, capsys, ca="ca.pem", **pair("admin"))
 
 
-def test_nobody_is_there(peers: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list", "--addr", "127.0.0.1:1", *_flags(peers, {"ca": "ca.pem"})]) == 1
+def test_nobody_is_there(certs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--addr", "127.0.0.1:1", *_flags(certs, {"ca": "ca.pem"})]) == 1
     assert "start one there" in capsys.readouterr().err
