@@ -19,8 +19,7 @@ from typing import Any, Final, NamedTuple, cast
 import grpclib.const
 import grpclib.server
 from grpclib.const import Status
-from grpclib.exceptions import GRPCError, StreamTerminatedError
-from h2.exceptions import ProtocolError as H2ProtocolError
+from grpclib.exceptions import GRPCError
 
 from worker_svc import statuses
 from worker_svc.access import RPCS, UNKNOWN_RPC, Caller, Doorkeeper, Role, Rpc, Scope, Verdict
@@ -214,8 +213,6 @@ class GuardedService(pb.WorkerBase):
                     raise
                 current.fail(Status.UNAVAILABLE.name)
                 raise GRPCError(Status.UNAVAILABLE, _DRAINING) from None
-            except (H2ProtocolError, StreamTerminatedError):  # the client has left
-                raise
             except Exception:  # a fault of ours, which is told where all calls are
                 current.fail(Status.INTERNAL.name)
                 raise

@@ -248,7 +248,7 @@ def check_head(data: bytes) -> bool:
         name, _, value = line[1:].partition(b": ")
         pairs.append((line[:1] + name, value))
     try:
-        head = read_head(pairs, max_bytes=8192, max_metadata=16)
+        head = read_head(tuple(pairs), max_bytes=8192, max_metadata=16)
     except (Malformed, Refused):
         return False
     assert head.path.isascii()

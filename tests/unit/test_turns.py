@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
-from worker_svc.server.turns import _BURST_S, Turns
+from worker_svc.server.turns import _BURST_S, _TURN_PIECES, Turns
 
 
 class Clock:
@@ -41,13 +42,28 @@ async def test_the_modest_are_served_at_once(turns: Turns) -> None:
     assert done == ["a"]
 
 
-async def test_beyond_its_share_a_client_gets_one_piece_of_work_done_a_turn(turns: Turns) -> None:
+async def test_beyond_its_share_a_client_gets_a_few_pieces_of_work_done_a_turn(turns: Turns) -> None:
     done = list[int]()
     spend(turns, "greedy")
-    for number in range(5):
+    for number in range(3 * _TURN_PIECES):
         turns.submit("greedy", lambda number=number: done.append(number))  # type: ignore[misc]
     assert done == []
-    for count in range(1, 6):
+    for count in range(1, 4):
+        await asyncio.sleep(0)
+        assert done == list(range(count * _TURN_PIECES))
+
+
+async def test_a_piece_of_work_that_takes_long_has_a_turn_of_its_own(turns: Turns, clock: Clock) -> None:
+    done = list[int]()
+
+    def take_long(number: int) -> None:
+        clock.pass_by()
+        done.append(number)
+
+    spend(turns, "greedy")
+    for number in range(3):
+        turns.submit("greedy", partial(take_long, number))
+    for count in range(1, 4):
         await asyncio.sleep(0)
         assert done == list(range(count))
 

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from grpclib.server import Server
-from h2.config import H2Configuration
 
 from worker_svc.codec import MessageCodec
 from worker_svc.config import Address, TransportConfig
 from worker_svc.server.admission import Admission, Place
+from worker_svc.server.connection import READ_BYTES, ServerConnection, Shared
 from worker_svc.server.listener import Listener, open_sockets
-from worker_svc.server.protocol import READ_BYTES, ServerProtocol, Shared
 from worker_svc.server.rates import ReceiveBudget, RequestRates
 from worker_svc.server.sending import SendBudget
 from worker_svc.server.turns import Turns
@@ -62,18 +61,6 @@ class GrpcServer(Server):
             limits=limits,
             mapping=self._mapping,
             codec=self._codec,
-            status_details_codec=self._status_details_codec,
-            dispatch=self.__dispatch__,
-            grpclib_config=self._config,
-            # Bytes, as they came: what is wrong with them is found out, and answered, in `heads`.
-            h2_config=H2Configuration(
-                client_side=False,
-                header_encoding=None,
-                validate_inbound_headers=False,
-                validate_outbound_headers=False,
-                normalize_inbound_headers=False,
-                normalize_outbound_headers=False,
-            ),
             rates=RequestRates(limits.requests_per_s, limits.requests_burst),
             receiving=ReceiveBudget(limits.max_receiving_bytes),
             sending=SendBudget(limits.max_sending_bytes),
@@ -83,7 +70,7 @@ class GrpcServer(Server):
             read_buffer=memoryview(bytearray(READ_BYTES)),
         )
         self._admission = Admission(self._most_connections, limits.max_connections_per_peer)
-        self._protocols: set[ServerProtocol] = set()
+        self._connections: set[ServerConnection] = set()
         self._listener: Listener | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self._all_gone = asyncio.Event()
@@ -92,7 +79,7 @@ class GrpcServer(Server):
 
     @property
     def connections(self) -> int:
-        return len(self._protocols)
+        return len(self._connections)
 
     async def listen(self, address: Address, context: ssl.SSLContext | None) -> Address:
         """As `serve`, on sockets of its own. Raises OSError."""
@@ -108,7 +95,7 @@ class GrpcServer(Server):
             context,
             self._admission,
             self._shared.turns,
-            self._make_protocol,
+            self._make_connection,
             self._limits.connect_timeout_s,
             self._on_refused,
         )
@@ -124,31 +111,31 @@ class GrpcServer(Server):
         if self._listener is not None:
             self._listener.context = context
         self._accepts = accepts
-        return sum(self._turn_away(protocol) for protocol in list(self._protocols))
+        return sum(self._turn_away(connection) for connection in list(self._connections))
 
-    def _turn_away(self, protocol: ServerProtocol) -> bool:
+    def _turn_away(self, connection: ServerConnection) -> bool:
         """Whether it is one that is not let in any more."""
-        connection = protocol.tls
-        if protocol.is_leaving or connection is None or self._accepts(connection):
+        tls = connection.tls
+        if connection.is_leaving or tls is None or self._accepts(tls):
             return False
-        protocol.leave()
+        connection.leave()
         return True
 
     async def leave(self, grace_s: float) -> None:
         """Lets running calls finish for `grace_s`, tells every client, and closes."""
         assert self._listener is not None
         self._listener.close()
-        for protocol in list(self._protocols):
-            protocol.leave()
+        for connection in list(self._connections):
+            connection.leave()
         await self._service.drain(grace_s)
         # What other services have running, such as a watch of the health, is for nothing now.
-        for protocol in list(self._protocols):
-            protocol.calls.end_all()
+        for connection in list(self._connections):
+            connection.end_calls()
         await self._wait_gone(_LAST_WORDS_S)
         self.close()
         await self._wait_gone(_GONE_S)
-        for protocol in list(self._protocols):
-            protocol.abort()
+        for connection in list(self._connections):
+            connection.abort()
         await asyncio.sleep(0)  # for the connections that were aborted to be lost
         if self._unix_path:
             Path(self._unix_path).unlink(missing_ok=True)
@@ -158,14 +145,14 @@ class GrpcServer(Server):
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-        for protocol in list(self._protocols):
-            protocol.say_goodbye()
+        for connection in list(self._connections):
+            connection.say_goodbye()
 
     async def wait_closed(self) -> None:
         await self._wait_gone(None)
 
     async def _wait_gone(self, timeout_s: float | None) -> None:
-        if not self._protocols:
+        if not self._connections:
             return
         self._all_gone.clear()
         try:
@@ -174,33 +161,33 @@ class GrpcServer(Server):
         except TimeoutError:
             return
 
-    def _make_protocol(self, place: Place) -> ServerProtocol:
-        return ServerProtocol(self._shared, place, self._on_made, self._on_lost)
+    def _make_connection(self, place: Place) -> ServerConnection:
+        return ServerConnection(self._shared, place, self._on_made, self._on_lost)
 
-    def _on_made(self, protocol: ServerProtocol) -> None:
-        self._protocols.add(protocol)
+    def _on_made(self, connection: ServerConnection) -> None:
+        self._connections.add(connection)
         if self._listener is None:
-            protocol.say_goodbye()  # its handshake ended after we had closed
-        self._turn_away(protocol)  # if it began before the certificates were read again
+            connection.say_goodbye()  # its handshake ended after we had closed
+        self._turn_away(connection)  # if it began before the certificates were read again
         if self._sweeping is None:
             self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
 
-    def _on_lost(self, protocol: ServerProtocol) -> None:
-        self._protocols.discard(protocol)
-        if not self._protocols:
+    def _on_lost(self, connection: ServerConnection) -> None:
+        self._connections.discard(connection)
+        if not self._connections:
             self._all_gone.set()
 
     def _sweep(self) -> None:
         """Looks for what has been quiet for too long: one timer for all connections, none when there are none."""
         now_s = time.monotonic()
-        for protocol in list(self._protocols):
-            protocol.sweep(now_s)
+        for connection in list(self._connections):
+            connection.sweep(now_s)
         self._shared.rates.forget_quiet(now_s)
         self._shared.turns.forget_quiet(now_s)
         for peer in [peer for peer, until_s in self._shared.probation.items() if until_s < now_s]:
             del self._shared.probation[peer]
         self._sweeping = None
-        if self._protocols:
+        if self._connections:
             self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
 
     def _most_connections(self) -> int:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import binascii
 import re
 from base64 import b64decode
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from grpclib.const import Status
 from multidict import MultiDict
 
-Pairs = Sequence[tuple[bytes, bytes]]
+Pairs = tuple[tuple[bytes, bytes], ...]
 
 _TIMEOUT: Final = re.compile(r"([0-9]{1,8})([HMSmun])", re.ASCII)
 _UNITS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
@@ -26,6 +26,9 @@ _OF_A_CONNECTION: Final = frozenset(
 _NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _NOT_PRINTABLE: Final = re.compile(rb"[^ -~]")
 _SPECIAL: Final = frozenset({"te", "content-type", "user-agent", "content-length", "host"})
+# So many heads, each no larger than this, are kept.
+_KNOWN_MAX: Final = 256
+_KNOWN_MAX_BYTES: Final = 4096
 _OVERHEAD_BYTES: Final = 32  # of each header, as HPACK counts
 
 
@@ -53,9 +56,22 @@ class Head(NamedTuple):
     """Of messages that are marked as compressed."""
 
 
+@lru_cache(maxsize=256)
 def read_head(headers: Pairs, *, max_bytes: int, max_metadata: int) -> Head:
     """Raises Malformed or Refused."""
     size = sum(len(name) + len(value) for name, value in headers) + _OVERHEAD_BYTES * len(headers)
+    # Clients send the same headers with every call, but for the time that is left.
+    asked = [value for name, value in headers if name == b"grpc-timeout"]
+    if asked:
+        headers = tuple(pair for pair in headers if pair[0] != b"grpc-timeout")
+    read = _read if size > _KNOWN_MAX_BYTES else _read_or_known
+    head = read(headers, size, max_bytes, max_metadata)
+    if not asked:
+        return head
+    return head._replace(timeout_s=min(_timeout(_text("grpc-timeout", value)) for value in asked))
+
+
+def _read(headers: Pairs, size: int, max_bytes: int, max_metadata: int) -> Head:
     pseudo, regular = _sort(headers)
     if size > max_bytes:
         raise Refused(Status.RESOURCE_EXHAUSTED, f"the headers take {size} bytes: at most {max_bytes} are allowed")
@@ -64,14 +80,10 @@ def read_head(headers: Pairs, *, max_bytes: int, max_metadata: int) -> Head:
 
     known: dict[str, str] = {}
     metadata: MultiDict[Any] = MultiDict()
-    timeout_s: float | None = None
     for raw_name, raw_value in regular:
         name = raw_name.decode()
         value = _text(name, raw_value)
-        if name == "grpc-timeout":
-            asked_s = _timeout(value)
-            timeout_s = asked_s if timeout_s is None else min(timeout_s, asked_s)
-        elif name in _SPECIAL or name.startswith("grpc-"):
+        if name in _SPECIAL or name.startswith("grpc-"):
             known[name] = value
         elif name.endswith("-bin"):
             for part in value.split(","):
@@ -89,12 +101,15 @@ def read_head(headers: Pairs, *, max_bytes: int, max_metadata: int) -> Head:
         raise Refused(Status.UNKNOWN, 'the header "te: trailers" is missing', 400)
     return Head(
         _text(":path", pseudo[b":path"]),
-        timeout_s,
+        None,
         metadata,
         content_type,
         known.get("user-agent"),
         known.get("grpc-encoding", "identity"),
     )
+
+
+_read_or_known: Final = lru_cache(maxsize=_KNOWN_MAX)(_read)
 
 
 def _sort(headers: Pairs) -> tuple[dict[bytes, bytes], list[tuple[bytes, bytes]]]:

@@ -20,7 +20,7 @@ from typing import Final
 
 from worker_svc.config import LOCALHOST, Address
 from worker_svc.server.admission import Admission, Place
-from worker_svc.server.protocol import ServerProtocol
+from worker_svc.server.connection import ServerConnection
 from worker_svc.server.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Listener:
         context: ssl.SSLContext | None,
         admission: Admission,
         turns: Turns,
-        make_protocol: Callable[[Place], ServerProtocol],
+        make_connection: Callable[[Place], ServerConnection],
         handshake_timeout_s: float,
         on_refused: Callable[[str, str], None],
     ) -> None:
@@ -52,7 +52,7 @@ class Listener:
         self.context = context
         self._admission = admission
         self._turns = turns
-        self._make_protocol = make_protocol
+        self._make_connection = make_connection
         self._handshake_timeout_s = handshake_timeout_s
         self._on_refused = on_refused
         self._loop = asyncio.get_running_loop()
@@ -118,19 +118,19 @@ class Listener:
         self._pauses.add(pause)
 
     async def _connect(self, accepted: socket.socket, place: Place) -> None:
-        protocol = self._make_protocol(place)
+        connection = self._make_connection(place)
         context = self.context
         timeout_s = None if context is None else self._handshake_timeout_s
         try:
             await self._loop.connect_accepted_socket(
-                lambda: protocol, accepted, ssl=context, ssl_handshake_timeout=timeout_s
+                lambda: connection, accepted, ssl=context, ssl_handshake_timeout=timeout_s
             )
         except ssl.SSLError as error:
             self._on_refused(place.peer, getattr(error, "verify_message", "") or error.reason or str(error))
         except OSError as error:  # gone
             log.debug("handshake with %s failed: %s", place.peer, error)
         finally:
-            if not protocol.is_made:
+            if not connection.is_made:
                 accepted.close()
                 place.leave()
 

@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from typing import Final
 
-from worker_svc.server.h2_connection import CountedConnection
+from worker_svc.server.http2 import Http2
 
 # Of the whole, for one identity.
 _PART: Final = 4
@@ -46,10 +46,12 @@ class SendBudget:
 class Sending:
     """What of it one connection has. Its calls wait in a queue: one is let on at a time, and lets on the next."""
 
-    def __init__(self, whole: SendBudget, identity: str, connection: CountedConnection) -> None:
+    def __init__(self, whole: SendBudget, identity: str, engine: Http2) -> None:
         self._whole = whole
         self._identity = identity
-        self._connection = connection
+        self._engine = engine
+        self.is_choked = False
+        """Whether the client does not read what it was sent."""
         self._taken_bytes = 0
         self._queue: deque[asyncio.Future[None]] = deque()
 
@@ -96,12 +98,9 @@ class Sending:
             self._whole.waiting.discard(self)
 
     def _room(self, most_bytes: int, least_bytes: int) -> int:
-        connection = self._connection
-        if not connection.write_ready.is_set():
-            return 0
         # What is taken already will go first.
-        window = connection._connection.outbound_flow_control_window - self._taken_bytes - OVERHEAD_BYTES
-        if window <= 0:
+        window = self._engine.window - self._taken_bytes - OVERHEAD_BYTES
+        if window <= 0 or self.is_choked:
             return 0
         size = max(least_bytes, min(most_bytes, window))
         return size if self._whole.has_room(self._identity, size, is_lone=not self._taken_bytes) else 0
