@@ -6,14 +6,17 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support import programs
+from tests.support.programs import children_of
+from tests.support.spawning import needs_root
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, Refused, SupervisorProcess
 from worker_svc.job import JobState, Outcome
@@ -87,18 +90,80 @@ def test_a_spoilt_record_of_one_job_keeps_no_supervisor_from_the_others(tmp_path
         assert supervisor.finish("after", programs.exits(4)).exit_code == 4
 
 
-def with_clock(tmp_path: Path, now_ns: str) -> SupervisorProcess:
-    """A supervisor for which the wall clock is what this expression says; to others it is what it is."""
-    (tmp_path / "odd_clock.py").write_text(
-        "import runpy, sys, time\n"
-        "real_ns = time.time_ns\n"
-        f"time.time_ns = lambda: {now_ns}\n"
+def with_code(tmp_path: Path, code: str) -> SupervisorProcess:
+    """A supervisor that runs this first."""
+    (tmp_path / "first.py").write_text(
+        f"import runpy, sys, time\n{code}\n"
         "sys.argv = ['supervisor', *sys.argv[sys.argv.index('worker_svc.supervisor') + 1:]]\n"
         "runpy.run_module('worker_svc.supervisor', run_name='__main__', alter_sys=True)\n"
     )
     supervisor = SupervisorProcess(tmp_path / "state", keep_age_s=3600.0)
-    supervisor.run_as = [sys.executable, "-S", str(tmp_path / "odd_clock.py")]
+    supervisor.run_as = [sys.executable, "-S", str(tmp_path / "first.py")]
     return supervisor
+
+
+def with_clock(tmp_path: Path, now_ns: str) -> SupervisorProcess:
+    """One for which the wall clock is what this expression says."""
+    return with_code(tmp_path, f"real_ns = time.time_ns\ntime.time_ns = lambda: {now_ns}")
+
+
+_FAILS_FOR_BAD = """
+import importlib
+def fail(module, name, method):
+    kind = getattr(importlib.import_module("worker_svc.supervisor." + module), name)
+    real = getattr(kind, method)
+    def odd(self, *args, **named):
+        if any(getattr(one, "job_id", "") == "bad" for one in args):
+            raise LookupError("as no job of ours does")
+        return real(self, *args, **named)
+    setattr(kind, method, odd)
+"""
+
+
+@pytest.mark.parametrize(
+    "where, outcome",
+    [
+        (("jobs", "Jobs", "_prepare"), Outcome.START_FAILED),
+        (("jobs", "Jobs", "watch"), Outcome.LOST),
+        (("endings", "Endings", "on_exit"), Outcome.LOST),
+        (("containment", "Containment", "usage"), Outcome.LOST),
+        (("ledger", "Ledger", "_write"), Outcome.LOST),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, tuple) else "",
+)
+def test_a_fault_with_one_job_ends_that_job(tmp_path: Path, where: tuple[str, str, str], outcome: Outcome) -> None:
+    code = f"{_FAILS_FOR_BAD}\nfail{where!r}"
+    if where[-1] == "_write":  # of all that is recorded of it, how its process came to be
+        code = code.replace('"job_id", "") == "bad"', '"changes", {}).get("pid") and one.job.job_id == "bad"')
+    supervisor = with_code(tmp_path, code)
+    with supervisor:
+        supervisor.run("other", programs.until_exists(tmp_path / "go", 3))
+        with suppress(Refused):
+            supervisor.run("bad", programs.exits(4))
+        record = supervisor.wait_finished("bad")
+        assert record.outcome is outcome
+        assert "as no job of ours does" in record.reason
+        (tmp_path / "go").touch()
+        assert supervisor.wait_finished("other").exit_code == 3
+        assert supervisor.finish("after", programs.exits(5)).exit_code == 5
+        assert supervisor.client.ask("status")["running"] == 0
+        assert supervisor.process is not None
+        assert supervisor.process.poll() is None
+        eventually_sync(lambda: not children_of(supervisor.pid), PATIENCE_S, "something of it is left")
+
+
+@needs_root
+def test_a_mount_whose_name_is_no_text(tmp_path: Path) -> None:
+    """Of anybody: a USB stick."""
+    folder = tmp_path / ODD
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "none", os.fsencode(folder)], capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        with SupervisorProcess(tmp_path / "state") as supervisor:
+            assert supervisor.finish("j", programs.exits(3)).exit_code == 3
+    finally:
+        subprocess.run(["umount", os.fsencode(folder)], check=True)
 
 
 @pytest.mark.parametrize("years", [10, -10, 1000])

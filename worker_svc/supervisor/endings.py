@@ -173,6 +173,9 @@ class Endings:
     def let_go(self, container: Container) -> None:
         """The job is finished, its leader's pidfd about to be closed: what is left of it is killed until it is gone."""
         self._ending.pop(container.job_id, None)
+        if container.is_child and container.pidfd >= 0:  # its status was not taken, and nobody is to know it any more
+            self._is_killed(container)
+            self._reap(container.pid)
         self._containment.leader_gone(container)
         if self._is_killed(container):
             if not self._containment.remove(container):
@@ -180,6 +183,10 @@ class Endings:
             return
         self._lingering.append(container)
         self._tidy_later()
+
+    def _reap(self, leader: int) -> None:
+        if not os.waitpid(leader, os.WNOHANG)[0]:
+            self._timers.after(_LOOK_AGAIN_S, partial(self._reap, leader))
 
     def _is_killed(self, container: Container) -> bool:
         try:

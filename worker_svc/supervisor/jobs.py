@@ -169,7 +169,11 @@ class Jobs:
             job.fault = reason  # for when its process is there, or not
             self.spawner.kill(job)
         else:
-            self.lose(job, reason)
+            self._lose_and_answer(job, reason)
+
+    def _lose_and_answer(self, job: LiveJob, reason: str) -> None:
+        self.lose(job, reason)
+        self._ledger.then(partial(self._answer_start, job, PreconditionFailed(f"lost: {reason}")))
 
     def promote(self) -> None:
         while self._queue and self.running < self.settings.slots and self.reserve.refill():
@@ -259,7 +263,7 @@ class Jobs:
         if job.fault:
             job.pid, job.pidfd = result.pid, result.pidfd
             self.outputs.begin(job, result.outputs)
-            self.lose(job, job.fault)
+            self._lose_and_answer(job, job.fault)
             return
         self.go_on_running(job, result, wall_ns())
 
