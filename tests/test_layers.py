@@ -42,6 +42,7 @@ LAYERS: dict[str, int] = {
     "service": 3,
     "server": 3,
     "client": 3,
+    "public": 4,
     "app": 4,
     "cli": 4,
     "__main__": 4,

@@ -1,7 +1,8 @@
 """worker-svc: runs jobs for a scheduler over gRPC, and keeps them when it dies.
 
-`from worker_svc import WorkerClient, StartJobReq` works, and nothing is imported until then: the supervisor
-imports modules of this package too, and must stay small.
+`from worker_svc import WorkerClient, StartJobReq` works: `worker_svc.public` is the table of all public names. It is
+loaded when the first of them is asked for, not before, because the supervisor imports modules of this package too and
+must stay small.
 """
 
 __version__ = "0.1.0"
@@ -10,168 +11,20 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from worker_svc.client import Unreachable, WorkerClient
-    from worker_svc.job import (
-        DeadlineExceeded,
-        InvalidArgument,
-        JobError,
-        JobExists,
-        JobNotFound,
-        OutOfRange,
-        PermissionDenied,
-        PreconditionFailed,
-        ResourceExhausted,
-        Unavailable,
-    )
-    from worker_svc.pb.jobscheduler import (
-        DeleteJobReq,
-        DeleteJobRes,
-        DeregisterReq,
-        DeregisterRes,
-        GetWorkerReq,
-        GetWorkerRes,
-        Groups,
-        Identity,
-        Job,
-        JobSpec,
-        JobState,
-        JobTransition,
-        JobView,
-        LeaderExit,
-        Limits,
-        ListJobsReq,
-        ListJobsRes,
-        LogState,
-        Outcome,
-        OutputChunk,
-        OutputPolicy,
-        OutputStream,
-        OutputVia,
-        PauseJobReq,
-        PauseJobRes,
-        PruneJobsReq,
-        PruneJobsRes,
-        QueryJobReq,
-        QueryJobRes,
-        RegisterReq,
-        RegisterRes,
-        ResumeJobReq,
-        ResumeJobRes,
-        Rlimit,
-        Sandbox,
-        SchedulerBase,
-        SchedulerStub,
-        ShutdownWorkerReq,
-        ShutdownWorkerRes,
-        SignalJobReq,
-        SignalJobRes,
-        StartJobReq,
-        StartJobRes,
-        StopJobReq,
-        StopJobRes,
-        StreamJobReq,
-        WaitJobReq,
-        WaitJobRes,
-        WatchJobsReq,
-        WorkerBase,
-        WorkerStub,
-    )
-
-# What is not named here is a message or a service of the contract.
-_HOMES = {
-    "worker_svc.client": ("Unreachable", "WorkerClient"),
-    "worker_svc.job": (
-        "DeadlineExceeded",
-        "InvalidArgument",
-        "JobError",
-        "JobExists",
-        "JobNotFound",
-        "OutOfRange",
-        "PermissionDenied",
-        "PreconditionFailed",
-        "ResourceExhausted",
-        "Unavailable",
-    ),
-}
-_CONTRACT = "worker_svc.pb.jobscheduler"
-
-__all__ = [
-    "DeadlineExceeded",
-    "DeleteJobReq",
-    "DeleteJobRes",
-    "DeregisterReq",
-    "DeregisterRes",
-    "GetWorkerReq",
-    "GetWorkerRes",
-    "Groups",
-    "Identity",
-    "InvalidArgument",
-    "Job",
-    "JobError",
-    "JobExists",
-    "JobNotFound",
-    "JobSpec",
-    "JobState",
-    "JobTransition",
-    "JobView",
-    "LeaderExit",
-    "Limits",
-    "ListJobsReq",
-    "ListJobsRes",
-    "LogState",
-    "OutOfRange",
-    "Outcome",
-    "OutputChunk",
-    "OutputPolicy",
-    "OutputStream",
-    "OutputVia",
-    "PauseJobReq",
-    "PauseJobRes",
-    "PermissionDenied",
-    "PreconditionFailed",
-    "PruneJobsReq",
-    "PruneJobsRes",
-    "QueryJobReq",
-    "QueryJobRes",
-    "RegisterReq",
-    "RegisterRes",
-    "ResourceExhausted",
-    "ResumeJobReq",
-    "ResumeJobRes",
-    "Rlimit",
-    "Sandbox",
-    "SchedulerBase",
-    "SchedulerStub",
-    "ShutdownWorkerReq",
-    "ShutdownWorkerRes",
-    "SignalJobReq",
-    "SignalJobRes",
-    "StartJobReq",
-    "StartJobRes",
-    "StopJobReq",
-    "StopJobRes",
-    "StreamJobReq",
-    "Unavailable",
-    "Unreachable",
-    "WaitJobReq",
-    "WaitJobRes",
-    "WatchJobsReq",
-    "WorkerBase",
-    "WorkerClient",
-    "WorkerStub",
-    "__version__",
-]
-
-if not TYPE_CHECKING:
+    from worker_svc.public import *  # noqa: F403
+else:
 
     def __getattr__(name):
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from importlib import import_module
+        # Public names are classes. What is written small is a module, which the import system finds by itself.
+        if name == "__all__" or name[0].isupper():
+            from importlib import import_module
 
-        home = next((module for module, names in _HOMES.items() if name in names), _CONTRACT)
-        value = globals()[name] = getattr(import_module(home), name)
-        return value
+            public = vars(import_module("worker_svc.public"))
+            names = [known for known in public if known[0].isupper()]
+            globals().update({known: public[known] for known in names}, __all__=[*names, "__version__"])
+            if name in globals():
+                return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__():
-        return sorted({*globals(), *__all__})
+        return sorted({*globals(), *__getattr__("__all__")})

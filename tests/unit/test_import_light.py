@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from operator import attrgetter
+from pathlib import Path
 
 import worker_svc
+
+# A type checker is told the names, not that there is a list of them.
+PUBLIC: list[str] = attrgetter("__all__")(worker_svc)
 
 
 def _loaded_after(statement: str) -> set[str]:
@@ -53,12 +59,24 @@ print(WorkerClient("127.0.0.1:1").address)
 
 
 def test_every_public_name_is_there() -> None:
-    for name in worker_svc.__all__:
+    for name in PUBLIC:
         assert getattr(worker_svc, name) is not None
-    assert set(worker_svc.__all__) <= set(dir(worker_svc))
+    assert set(PUBLIC) <= set(dir(worker_svc))
     namespace: dict[str, object] = {}
     exec("from worker_svc import *", namespace)
-    assert set(worker_svc.__all__) <= set(namespace)
+    assert set(PUBLIC) <= set(namespace)
+
+
+def test_a_type_checker_and_the_interpreter_see_the_same_names() -> None:
+    from worker_svc import public
+
+    table = ast.parse(Path(public.__file__).read_text())
+    imports = [line for line in table.body if not isinstance(line, ast.Expr)]
+    assert all(isinstance(line, ast.ImportFrom) for line in imports)
+    # `X as X` is what makes a name public for a strict type checker.
+    names = [(alias.name, alias.asname) for line in imports for alias in line.names]  # type: ignore[attr-defined]
+    assert all(name == asname for name, asname in names)
+    assert sorted(PUBLIC) == sorted([*(name for name, _ in names), "__version__"])
 
 
 def test_every_message_of_the_contract_is_public() -> None:
@@ -69,7 +87,7 @@ def test_every_message_of_the_contract_is_public() -> None:
         for name in vars(jobscheduler)
         if getattr(vars(jobscheduler)[name], "__module__", "") == jobscheduler.__name__
     }
-    assert messages <= set(worker_svc.__all__)
+    assert messages <= set(PUBLIC)
 
 
 def test_a_name_that_is_not_there() -> None:
