@@ -106,7 +106,7 @@ def test_every_module_has_a_layer() -> None:
 def test_imports_point_down_only(path: Path) -> None:
     unit = unit_of(path)
     for module, typing_only in imports_of(path):
-        if not module.startswith("worker_svc") or typing_only:
+        if module.split(".")[0] != "worker_svc" or typing_only:
             continue
         used = [*module.split("."), ""][1]
         if used in ("", unit) or (unit, used) in SIBLINGS:
