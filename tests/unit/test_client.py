@@ -41,6 +41,7 @@ from worker_svc import (
     Unreachable,
     WorkerClient,
 )
+from worker_svc.client.codec import ClientCodec
 from worker_svc.client.connection import why_refused
 from worker_svc.job import ERRORS
 from worker_svc.pb.jobscheduler import (
@@ -300,6 +301,29 @@ async def test_text_that_is_not_unicode(faked: WorkerClient) -> None:
         await faked.start("ls", args=["fine", "\udcff"])
     with pytest.raises(InvalidArgument, match=r"^env: is not valid Unicode$"):
         await faked.start("ls", env={"SECRET": "hunter2\udcff"})
+
+
+async def test_a_number_that_its_field_cannot_carry(faked: WorkerClient, fake_worker: FakeWorker) -> None:
+    with pytest.raises(InvalidArgument, match=r"^limits: "):
+        await faked.start("ls", limits=Limits(pids_max=-1))
+    assert fake_worker.requests == []
+
+
+def test_what_a_newer_worker_tells_more() -> None:
+    codec = ClientCodec()
+    newer = codec.encode(Job(job_id="a", outcome=Outcome(Outcome.LOST)), Job)
+    # The outcome is a number that we have no name for, and field 2000 is none that we know.
+    job = codec.decode(newer.replace(b"\x68\x08", b"\x68\x63") + b"\x80\x7d\x01", Job)
+    assert (job.job_id, int(job.outcome), job.outcome.name) == ("a", 99, None)
+    assert isinstance(job.outcome, Outcome)
+    assert job.started_at is None
+    assert job.spec.args == []
+
+
+def test_an_answer_that_is_none() -> None:
+    with pytest.raises(GRPCError, match="the answer is no Job") as caught:
+        ClientCodec().decode(b"\x52\x7fcut off", Job)
+    assert caught.value.status is Status.INTERNAL
 
 
 async def test_no_worker_there() -> None:

@@ -16,10 +16,11 @@ from typing import Any, Final, Self, TypeVar
 from grpclib.config import Configuration
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
+from worker_svc.client.codec import ClientCodec
 from worker_svc.client.connection import ClientChannel, Unreachable, Untrusted, why_refused
-from worker_svc.client.fields import count, duration, field_at_fault, member, reason
+from worker_svc.client.fields import count, duration, member, reason
 from worker_svc.config.address import Address
-from worker_svc.job import DeadlineExceeded, InvalidArgument, Unavailable
+from worker_svc.job import DeadlineExceeded, Unavailable
 from worker_svc.pb.jobscheduler import (
     DeleteJobReq,
     GetWorkerReq,
@@ -115,11 +116,10 @@ class WorkerClient:
             http2_stream_window_size=_STREAM_WINDOW_BYTES,
             ssl_target_name_override=self._server_name or None,
         )
-        if self._address.is_unix:
-            self._channel = ClientChannel(path=self._address.unix_path, ssl=self._ssl, config=config)
-        else:
-            host = self._address.host or "127.0.0.1"
-            self._channel = ClientChannel(host, self._address.port, ssl=self._ssl, config=config)
+        where: dict[str, Any] = {"path": self._address.unix_path}
+        if not self._address.is_unix:
+            where = {"host": self._address.host or "127.0.0.1", "port": self._address.port}
+        self._channel = ClientChannel(**where, ssl=self._ssl, config=config, codec=ClientCodec())
         return self
 
     async def __aexit__(
@@ -195,7 +195,7 @@ class WorkerClient:
             leader_exit=member(LeaderExit, "leader_exit", leader_exit),
             secret_env=dict(secret_env or {}),
         )
-        return await self._call(request, self._stub.start_job(request, timeout=deadline_s))
+        return await self._call(self._stub.start_job(request, timeout=deadline_s))
 
     async def stop(
         self,
@@ -208,11 +208,11 @@ class WorkerClient:
     ) -> None:
         """Ask a job to stop; with `wait`, return when it is finished. A finished job stays as it is."""
         request = StopJobReq(job_id=job_id, signal=signal, grace=duration("grace", grace_s), wait=wait)
-        await self._call(request, self._stub.stop_job(request, timeout=deadline_s))
+        await self._call(self._stub.stop_job(request, timeout=deadline_s))
 
     async def query(self, job_id: str, *, deadline_s: float | None = None) -> QueryJobRes:
         request = QueryJobReq(job_id=job_id)
-        return await self._call(request, self._stub.query_job(request, timeout=deadline_s))
+        return await self._call(self._stub.query_job(request, timeout=deadline_s))
 
     async def job(self, job_id: str, *, deadline_s: float | None = None) -> Job:
         """All that is known of a job."""
@@ -244,7 +244,7 @@ class WorkerClient:
             view=member(JobView, "view", view),
         )
         while True:
-            page = await self._call(request, self._stub.list_jobs(request, timeout=deadline_s))
+            page = await self._call(self._stub.list_jobs(request, timeout=deadline_s))
             for job in page.jobs:
                 yield job
             if not page.next_page_token:
@@ -255,7 +255,7 @@ class WorkerClient:
         """Transitions from a sequence number on (0: only new ones, 1: all), live after catching up, without
         end."""
         request = WatchJobsReq(from_sequence=count("from_sequence", from_sequence, _UINT64_MAX), job_ids=[*job_ids])
-        with self._errors(request):
+        with self._errors():
             async with aclosing(self._stub.watch_jobs(request)) as transitions:  # type: ignore[type-var]
                 async for transition in transitions:
                     yield transition
@@ -265,26 +265,26 @@ class WorkerClient:
         if timeout_s is not None:
             timeout_s = max(timeout_s, _SHORTEST_WAIT_S)
         request = WaitJobReq(job_id=job_id, timeout=duration("timeout", timeout_s))
-        return (await self._call(request, self._stub.wait_job(request))).job
+        return (await self._call(self._stub.wait_job(request))).job
 
     async def signal(self, job_id: str, signal: str, *, deadline_s: float | None = None) -> None:
         """Send a signal ("SIGUSR1", "USR1", "10") to a running job's process group."""
         request = SignalJobReq(job_id=job_id, signal=signal)
-        await self._call(request, self._stub.signal_job(request, timeout=deadline_s))
+        await self._call(self._stub.signal_job(request, timeout=deadline_s))
 
     async def pause(self, job_id: str, *, deadline_s: float | None = None) -> None:
         """Make all processes of a running job stand still; its timeout goes on."""
         request = PauseJobReq(job_id=job_id)
-        await self._call(request, self._stub.pause_job(request, timeout=deadline_s))
+        await self._call(self._stub.pause_job(request, timeout=deadline_s))
 
     async def resume(self, job_id: str, *, deadline_s: float | None = None) -> None:
         request = ResumeJobReq(job_id=job_id)
-        await self._call(request, self._stub.resume_job(request, timeout=deadline_s))
+        await self._call(self._stub.resume_job(request, timeout=deadline_s))
 
     async def delete(self, job_id: str, *, deadline_s: float | None = None) -> None:
         """Remove the record and the output of a finished job."""
         request = DeleteJobReq(job_id=job_id)
-        await self._call(request, self._stub.delete_job(request, timeout=deadline_s))
+        await self._call(self._stub.delete_job(request, timeout=deadline_s))
 
     async def prune(
         self,
@@ -302,17 +302,17 @@ class WorkerClient:
             max_bytes=count("max_bytes", max_bytes, _UINT64_MAX),
             dry_run=dry_run,
         )
-        return await self._call(request, self._stub.prune_jobs(request, timeout=deadline_s))
+        return await self._call(self._stub.prune_jobs(request, timeout=deadline_s))
 
     async def shutdown(self, *, stop_jobs: bool = False, deadline_s: float | None = None) -> ShutdownWorkerRes:
         """Ends the worker and its supervisor once no job is left; the answer comes at once."""
         request = ShutdownWorkerReq(stop_jobs=stop_jobs)
-        return await self._call(request, self._stub.shutdown_worker(request, timeout=deadline_s))
+        return await self._call(self._stub.shutdown_worker(request, timeout=deadline_s))
 
     async def worker(self, *, deadline_s: float | None = None) -> GetWorkerRes:
         """What the worker is and how busy."""
         request = GetWorkerReq()
-        return await self._call(request, self._stub.get_worker(request, timeout=deadline_s))
+        return await self._call(self._stub.get_worker(request, timeout=deadline_s))
 
     async def output(
         self,
@@ -339,7 +339,7 @@ class WorkerClient:
             tail_lines=count("tail_lines", tail_lines, _UINT64_MAX),
             follow=follow,
         )
-        with self._errors(request):
+        with self._errors():
             async with aclosing(self._stub.stream_job(request)) as chunks:  # type: ignore[type-var]
                 async for chunk in chunks:
                     yield chunk
@@ -350,12 +350,12 @@ class WorkerClient:
             raise RuntimeError("not connected: use `async with WorkerClient(...)`")
         return WorkerStub(self._channel, metadata=self._metadata)
 
-    async def _call(self, request: Any, call: Awaitable[T]) -> T:
-        with self._errors(request):
+    async def _call(self, call: Awaitable[T]) -> T:
+        with self._errors():
             return await call
 
     @contextmanager
-    def _errors(self, request: Any) -> Iterator[None]:
+    def _errors(self) -> Iterator[None]:
         """Turn what grpclib raises into what callers are promised."""
         task = asyncio.current_task()
         cancels = task.cancelling() if task else 0
@@ -371,8 +371,6 @@ class WorkerClient:
             if error.name != "_transport":
                 raise
             raise self._lost() from error
-        except UnicodeEncodeError as error:
-            raise InvalidArgument(field_at_fault(request), "is not valid Unicode") from error
         except SSLError as error:
             raise Untrusted(f"no connection to the worker at {self.address}: {why_refused(error)}") from error
         except OSError as error:

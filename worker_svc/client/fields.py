@@ -1,15 +1,11 @@
-"""What goes into a request, checked where betterproto does not; and what an error says of it."""
+"""What goes into a request, checked where betterproto does not; and what an error of the system says."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import fields
 from datetime import timedelta
 from typing import Any, TypeVar
-
-from betterproto import Message
 
 from worker_svc.job import InvalidArgument, check_duration
 from worker_svc.pb.jobscheduler import JobState, LeaderExit, OutputPolicy, OutputStream, OutputVia
@@ -41,32 +37,6 @@ def member(enum: type[E], field: str, number: int) -> E:
         return enum(number)
     except ValueError:
         raise InvalidArgument(field, f"must be a {enum.__name__}, not {number}") from None
-
-
-def field_at_fault(request: Any) -> str:
-    """The field with text that UTF-8 cannot carry: a lone surrogate, as Python makes of a stray byte in argv.
-    Its value stays untold, since it may be secret."""
-    for field in fields(request):
-        try:
-            "".join(_texts(getattr(request, field.name))).encode()
-        except UnicodeEncodeError:
-            return field.name
-    return "request"
-
-
-def _texts(value: Any) -> Iterable[str]:
-    match value:
-        case str():
-            return (value,)
-        case dict():
-            return (*value.keys(), *value.values())
-        case list():
-            return (text for item in value for text in _texts(item))
-        case Message():
-            # betterproto's messages are dataclasses, though mypy cannot see it.
-            names = [field.name for field in fields(value)]  # type: ignore[arg-type]
-            return (text for name in names for text in _texts(getattr(value, name)))
-    return ()
 
 
 def reason(error: OSError) -> str:

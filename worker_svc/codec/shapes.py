@@ -154,6 +154,16 @@ class Shape:
         given = self.given(message)
         return self._class(**(_mend(given) if mended else given))
 
+    def field_at_fault(self, message: Any) -> str:
+        """The field whose value `build` raises ValueError for."""
+        given = self.given(message)
+        for name, proto_name, *_ in self._write:
+            try:
+                self._class(**{proto_name: given.get(proto_name)})
+            except ValueError:
+                return name
+        return self.name
+
     def given(self, message: Any) -> dict[str, Any]:
         """What is to be sent of the dataclass, by the names that the runtime's constructor takes."""
         values = message.__dict__
