@@ -59,7 +59,7 @@ def measure_messages(seconds: float) -> None:
             cpu_us(lambda message=message: bytes(message), seconds),  # type: ignore[misc]
         ]
         rows.append((name, kind, data, theirs))
-    from worker_svc.codec import decode, encode
+    from worker_svc.wire.codec import decode, encode
 
     print(f"{'CPU, µs':28}{'decode: betterproto':>20}{'ours':>8}{'encode: betterproto':>22}{'ours':>8}")
     for name, kind, data, theirs in rows:

@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from worker_svc.codec import encode
 from worker_svc.pb import jobscheduler as pb
+from worker_svc.wire.codec import encode
 
 HERE: Final = Path(__file__).parent
 TOP: Final = HERE.parent

@@ -25,9 +25,9 @@ from tests.support.secured import make_certs, tls_keys
 from tests.support.spawning import Launchpad, skip_unless_built
 from tests.support.workers import SupervisorProcess, Worker
 from worker_svc.client import WorkerClient
+from worker_svc.record.store import JobStore, StoreReader
 from worker_svc.supervisor.containment import CGROUP, SUBREAPER, Containment
 from worker_svc.supervisor.spawn import NATIVE, PYTHON
-from worker_svc.supervisor.store import JobStore, StoreReader
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

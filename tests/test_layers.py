@@ -1,4 +1,4 @@
-"""Imports point down only (docs/architecture.md), and the supervisor stays small."""
+"""Imports point down only and go in no circle (docs/architecture.md), in every module; the supervisor stays small."""
 
 from __future__ import annotations
 
@@ -6,66 +6,45 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "worker_svc"
 
-# Higher may import lower. Modules of the same layer do not import each other, save where SIBLINGS says so.
-LAYERS: dict[str, int] = {
-    "": 0,
-    "job": 0,
-    "config": 0,
-    "frames": 0,
-    "masking": 0,
-    "printable": 0,
-    "stdio": 0,
-    "pb": 0,
-    "supervisor": 1,
-    "link": 2,
-    "feed": 2,
-    "reading": 2,
-    "output": 2,
-    "security": 2,
-    "access": 2,
-    "policy": 2,
-    "startchecks": 2,
-    "certs": 2,
-    "telemetry": 2,
-    "registration": 2,
-    "messages": 2,
-    "codec": 2,
-    "statuses": 2,
-    "guard": 3,
-    "listing": 3,
-    "service": 3,
-    "server": 3,
-    "client": 3,
-    "public": 4,
-    "app": 4,
-    "cli": 4,
-    "__main__": 4,
-}
-# frames and the configuration know the limits of a job; the server serves the service; the command line starts the app.
-SIBLINGS = {
-    ("frames", "job"),
-    ("config", "job"),
-    ("masking", "job"),
-    ("config", "masking"),
-    ("server", "service"),
-    ("service", "guard"),
-    ("service", "listing"),
-    ("listing", "guard"),
-    ("cli", "app"),
-    ("__main__", "cli"),
-}
-# What L1 may use of L0: config needs tomli, pb needs betterproto.
-SUPERVISOR_MAY_IMPORT = {"job", "frames", "stdio", "supervisor", ""}
+# The rooms of the house, the lowest first. Those of one line do not import each other.
+FLOORS = (
+    ("", "job", "linux", "printable", "pb"),
+    ("ipc", "masking", "wire"),
+    ("config", "output", "record", "registration"),
+    ("supervisor", "feed", "reading", "telemetry"),
+    ("access", "link"),
+    ("listing",),
+    ("service",),
+    ("server", "client"),
+    ("public",),
+    ("app",),
+    ("cli",),
+    ("__main__",),
+)
+FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
+# config needs tomli, pb needs betterproto.
+SUPERVISOR_MAY_IMPORT = {"", "job", "linux", "ipc", "record", "supervisor"}
 
 
-def imports_of(path: Path) -> Iterator[tuple[str, bool]]:
-    """Each module that a file imports, and whether only for type checking."""
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {
+    name_of(path): path for path in sorted(PACKAGE.rglob("*.py")) if "pb" not in path.relative_to(PACKAGE).parts[:-1]
+}
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Each module that a file imports when it runs, at the top or later."""
     tree = ast.parse(path.read_text(), str(path))
     typing_only = {
         id(node)
@@ -74,54 +53,54 @@ def imports_of(path: Path) -> Iterator[tuple[str, bool]]:
         for node in ast.walk(branch)
     }
     for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, id(node) in typing_only
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level or path.parent != PACKAGE, f"{path}: relative import at the top"
-            if node.level:
-                continue  # within one package
-            module = node.module or ""
-            if module == "worker_svc":
-                for alias in node.names:
-                    is_module = (PACKAGE / alias.name).is_dir() or (PACKAGE / f"{alias.name}.py").is_file()
-                    yield f"worker_svc.{alias.name}" if is_module else "worker_svc", id(node) in typing_only
-            else:
-                yield module, id(node) in typing_only
+            assert not node.level, f"{path}: relative import"
+            assert node.module
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else node.module
 
 
-def unit_of(path: Path) -> str:
-    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    return "" if name == "__init__" else name
+IMPORTS = {name: set(imports_of(path)) - {name} for name, path in MODULES.items()}
 
 
-SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "pb" not in path.relative_to(PACKAGE).parts)
+def room_of(module: str) -> str:
+    return [*module.split("."), ""][1]
 
 
-def test_every_module_has_a_layer() -> None:
-    assert {unit_of(path) for path in SOURCES} <= set(LAYERS)
+def test_every_room_has_a_floor() -> None:
+    assert {room_of(name) for name in MODULES} <= set(FLOOR_OF)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_down_only(path: Path) -> None:
-    unit = unit_of(path)
-    for module, typing_only in imports_of(path):
-        if module.split(".")[0] != "worker_svc" or typing_only:
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_down_only(name: str) -> None:
+    room = room_of(name)
+    for module in IMPORTS[name]:
+        if module.split(".")[0] != "worker_svc" or room_of(module) == room:
             continue
-        used = [*module.split("."), ""][1]
-        if used in ("", unit) or (unit, used) in SIBLINGS:
-            continue
-        assert LAYERS[used] < LAYERS[unit], f"{path.relative_to(PACKAGE)} imports {module}: not below it"
+        assert FLOOR_OF[room_of(module)] < FLOOR_OF[room], f"{name} imports {module}: not below it"
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "supervisor").glob("*.py")), ids=lambda path: path.name)
-def test_the_supervisor_imports_the_standard_library_and_its_own_only(path: Path) -> None:
-    for module, _ in imports_of(path):
-        top, _, rest = module.partition(".")
-        if top == "worker_svc":
-            assert rest.split(".")[0] in SUPERVISOR_MAY_IMPORT, module
+def test_no_circle() -> None:
+    try:
+        TopologicalSorter({name: found & set(MODULES) for name, found in IMPORTS.items()}).prepare()
+    except CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if room_of(name) in SUPERVISOR_MAY_IMPORT])
+def test_the_supervisor_imports_the_standard_library_and_its_own_only(name: str) -> None:
+    if name == "worker_svc":
+        return  # it loads the public names, and only when one of them is asked for
+    for module in IMPORTS[name]:
+        if module.split(".")[0] == "worker_svc":
+            assert room_of(module) in SUPERVISOR_MAY_IMPORT, module
         else:
-            assert top in sys.stdlib_module_names, module
+            assert module.split(".")[0] in sys.stdlib_module_names, module
 
 
 def test_what_the_supervisor_loads_is_light() -> None:

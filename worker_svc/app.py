@@ -18,29 +18,31 @@ from typing import Any, Final
 
 from structlog.typing import FilteringBoundLogger
 
-from worker_svc import __version__, startchecks
-from worker_svc.access import Doorkeeper, Role
+from worker_svc import __version__
+from worker_svc.access import startchecks
+from worker_svc.access.guard import Gate
+from worker_svc.access.policy import CommandPolicy, base_env
+from worker_svc.access.roles import Doorkeeper, Role
+from worker_svc.access.tls import Reloader, SecurityError, acceptance, expiry_s, scheduler_context, server_context
 from worker_svc.config import Address, Config
 from worker_svc.feed import Feed
-from worker_svc.guard import Gate
 from worker_svc.job import JobError
 from worker_svc.link import SupervisorError, SupervisorLink, leave_no_core
+from worker_svc.linux import failpoints
+from worker_svc.linux.kinship import Kinship
+from worker_svc.linux.lockfile import LockFile, LockHeld
 from worker_svc.masking import Masker
-from worker_svc.messages.defaults import start_defaults
 from worker_svc.output import OutputReader
 from worker_svc.pb import jobscheduler as pb
-from worker_svc.policy import CommandPolicy, base_env
 from worker_svc.printable import printable
 from worker_svc.reading import LongReads
+from worker_svc.record import statedir
+from worker_svc.record.store import StoreError, StoreReader
 from worker_svc.registration import Registration
-from worker_svc.security import Reloader, SecurityError, acceptance, expiry_s, scheduler_context, server_context
 from worker_svc.server import GrpcServer, close_sockets, open_sockets
 from worker_svc.service import Identity, WorkerService
-from worker_svc.supervisor import crashpoints, statedir
-from worker_svc.supervisor.containment.kinship import Kinship
-from worker_svc.supervisor.lockfile import LockFile, LockHeld
-from worker_svc.supervisor.store import StoreError, StoreReader
 from worker_svc.telemetry import Log, TransitionLog, set_up_log
+from worker_svc.wire.messages.defaults import start_defaults
 
 # Variables that tell of a user, so that another user's jobs must not find the worker's.
 _OF_A_USER: Final = ("HOME", "USER", "LOGNAME", "SHELL")
@@ -150,7 +152,7 @@ class _Worker:
                 mended = startchecks.mend_state_dir(config.state.dir)
                 if mended:
                     self._log.warning("worker.mended", what=mended)
-                crashpoints.arm(str(config.state.dir), crashpoints.WORKER_FILE_NAME)
+                failpoints.arm(str(config.state.dir), failpoints.WORKER_FILE_NAME)
                 return await self._serve(sockets, context, calling)
         finally:
             close_sockets(config.grpc_server.addr, sockets)

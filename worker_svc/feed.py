@@ -14,8 +14,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from worker_svc.job import JobState, Transition, Unavailable
-from worker_svc.supervisor import crashpoints
-from worker_svc.supervisor.store import StoreReader
+from worker_svc.linux import failpoints
+from worker_svc.record.store import StoreReader
 
 if TYPE_CHECKING:
     from worker_svc.reading import LongReads
@@ -108,8 +108,8 @@ class Feed:
             self.sequence = self._target
             return
         self._on_batch(batch)
-        if crashpoints.is_armed:
-            crashpoints.reach("batch-logged")
+        if failpoints.is_armed:
+            failpoints.reach("batch-logged")
         self._recent.extend(batch)
         self.sequence = batch[-1].sequence
         for moved in batch:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from worker_svc import frames
+from worker_svc.ipc import frames
 from worker_svc.job import ERRORS, InvalidArgument, JobError, Unavailable
-from worker_svc.supervisor import crashpoints
+from worker_svc.linux import failpoints
 from worker_svc.supervisor.connections import read_key
 from worker_svc.supervisor.journal import open_log
 
@@ -69,8 +69,8 @@ class _Protocol(asyncio.Protocol):
         except frames.FrameError:
             self.close()
             return
-        if crashpoints.is_armed:
-            crashpoints.reach("answer-received")
+        if failpoints.is_armed:
+            failpoints.reach("answer-received")
         for frame in arrived:
             if "seq" in frame.header:
                 self._on_sequence(int(frame.header["seq"]))
@@ -109,8 +109,8 @@ class _Protocol(asyncio.Protocol):
         unsent, self._unsent = self._unsent, []
         if self._transport is not None:
             self._transport.write(b"".join(unsent))
-            if crashpoints.is_armed:
-                crashpoints.reach("request-sent")
+            if failpoints.is_armed:
+                failpoints.reach("request-sent")
 
     def close(self) -> None:
         if self._transport is not None:
@@ -350,8 +350,8 @@ class SupervisorLink:
             line = await _read_line(reader)
         finally:
             os.close(reader)
-        if crashpoints.is_armed:
-            crashpoints.reach("supervisor-started")
+        if failpoints.is_armed:
+            failpoints.reach("supervisor-started")
         if line.startswith("ready"):
             self._on_event("supervisor.started", pid=self._child.pid)
             return ""

@@ -8,15 +8,15 @@ from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import Final
 
-from worker_svc import messages
-from worker_svc.codec import Encoded, encode
-from worker_svc.guard import Call
+from worker_svc.access.guard import Call
 from worker_svc.job import JobRecord, check_labels
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.reading import LongReads
+from worker_svc.record.query import FoundJobs, JobQuery
+from worker_svc.record.store import FinishedRow, StoreReader
 from worker_svc.supervisor.retention import KeepLimits, Kept, excess
-from worker_svc.supervisor.store import FinishedRow, StoreReader
-from worker_svc.supervisor.store_query import FoundJobs, JobQuery
+from worker_svc.wire import messages
+from worker_svc.wire.codec import Encoded, encode
 
 # A step of a listing: read in the thread for it, then told in one turn of the loop; some milliseconds each.
 _STEP_JOBS: Final = 16

@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
-from worker_svc.supervisor.store import StoreReader
-from worker_svc.supervisor.threads import ready_pool
+from worker_svc.linux.threads import ready_pool
+from worker_svc.record.store import StoreReader
 
 _T = TypeVar("_T")
 

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from worker_svc import __version__, messages
-from worker_svc.access import Role
-from worker_svc.codec import Encoded
+from worker_svc import __version__
+from worker_svc.access.guard import CALL, Call, Gate, GuardedService
+from worker_svc.access.policy import CommandPolicy, Decision, Lookups
+from worker_svc.access.roles import Role
 from worker_svc.feed import Feed, unreadable
-from worker_svc.guard import CALL, Call, Gate, GuardedService
 from worker_svc.job import (
     DeadlineExceeded,
     InvalidArgument,
@@ -36,15 +36,16 @@ from worker_svc.job import (
 )
 from worker_svc.link import NoAnswer, SupervisorLink
 from worker_svc.listing import Listing
-from worker_svc.messages.defaults import Defaults
 from worker_svc.output import OutputReader
 from worker_svc.output import Start as OutputStart
 from worker_svc.pb import jobscheduler as pb
-from worker_svc.policy import CommandPolicy, Decision, Lookups
 from worker_svc.reading import LongReads
-from worker_svc.statuses import to_grpc
+from worker_svc.record.store import FinishedRow, StoreReader, output_path, stderr_path
 from worker_svc.supervisor.retention import KeepLimits
-from worker_svc.supervisor.store import FinishedRow, StoreReader, output_path, stderr_path
+from worker_svc.wire import messages
+from worker_svc.wire.codec import Encoded
+from worker_svc.wire.messages.defaults import Defaults
+from worker_svc.wire.statuses import to_grpc
 
 _PRUNED: Final = "pruned"
 _REPEATED: Final = "repeated request"

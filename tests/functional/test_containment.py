@@ -29,8 +29,8 @@ from tests.support.programs import LEAVES_CHILD, SLEEP, is_alive, open_fds, pyth
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S
 from worker_svc.job.limits import OF_TREE
+from worker_svc.linux.processes import process
 from worker_svc.supervisor.containment import CGROUP, SUBREAPER, Containment, ContainmentError
-from worker_svc.supervisor.containment.processes import process
 
 REPEATS: Final = int(os.environ.get("WORKER_TEST_REPEATS", "5"))
 

@@ -18,8 +18,8 @@ import pytest
 from tests.support.contained import bystanders, contained, end, kill, run, skip_unless
 from tests.support.programs import is_alive
 from tests.support.waiting import eventually_sync
+from worker_svc.linux.processes import Process, environ_value, process, snapshot
 from worker_svc.supervisor.containment import CGROUP, SUBREAPER
-from worker_svc.supervisor.containment.processes import Process, environ_value, process, snapshot
 from worker_svc.supervisor.containment.signals import signal_job
 from worker_svc.supervisor.containment.sweep import send
 

@@ -17,9 +17,9 @@ from tests.support.programs import SLEEP, is_alive
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, Refused, SupervisorProcess
 from worker_svc.job import JobState, LeaderExit, Outcome
+from worker_svc.linux.processes import snapshot
+from worker_svc.record.store import STORE_NAME
 from worker_svc.supervisor.containment import SUBREAPER
-from worker_svc.supervisor.containment.processes import snapshot
-from worker_svc.supervisor.store import STORE_NAME
 
 # Start times of processes are in hundredths of a second.
 TICK_S: Final = 0.02

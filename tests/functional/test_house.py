@@ -13,7 +13,7 @@ import pytest
 from tests.support import programs
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, Refused, SocketClient, SupervisorProcess
-from worker_svc import frames
+from worker_svc.ipc import frames
 from worker_svc.job import JobState, LeaderExit
 
 # As a worker, with the right key, which the job can read here; says in a file what came of it.

@@ -12,7 +12,8 @@ import pytest
 from grpclib.exceptions import GRPCError
 
 from tests.support.workers import PATIENCE_S, Worker
-from worker_svc import InvalidArgument, Unavailable, WorkerClient, frames
+from worker_svc import InvalidArgument, Unavailable, WorkerClient
+from worker_svc.ipc import frames
 from worker_svc.job import SPEC_MAX_BYTES
 from worker_svc.link import SupervisorLink
 from worker_svc.pb import jobscheduler as pb

@@ -20,8 +20,8 @@ from tests.support.filesystems import mounted
 from tests.support.output_files import pattern
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, ROOT, SupervisorProcess, Worker, start_fields
-from worker_svc import frames
 from worker_svc.client import WorkerClient
+from worker_svc.ipc import frames
 from worker_svc.job import (
     InvalidArgument,
     JobState,
@@ -32,7 +32,7 @@ from worker_svc.job import (
 )
 from worker_svc.pb.jobscheduler import OutputChunk, OutputStream
 from worker_svc.pb.jobscheduler import OutputPolicy as Policy
-from worker_svc.supervisor.store import output_path, stderr_path
+from worker_svc.record.store import output_path, stderr_path
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("holes")]
 MIB: Final = 1 << 20

@@ -18,12 +18,13 @@ from tests.support.programs import is_alive
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, SupervisorProcess, start_fields
 from worker_svc.job import Event, JobSpec, JobState, Outcome
-from worker_svc.supervisor import adoption, crashpoints
+from worker_svc.linux import failpoints
+from worker_svc.record.store import STORE_NAME, JobStore
+from worker_svc.supervisor import adoption
 from worker_svc.supervisor.ledger import Ledger
 from worker_svc.supervisor.livejob import LiveJob
 from worker_svc.supervisor.spawn import start_ticks_of
 from worker_svc.supervisor.stops import Stops
-from worker_svc.supervisor.store import STORE_NAME, JobStore
 from worker_svc.supervisor.timers import Timers
 from worker_svc.supervisor.transitions import Transitions
 
@@ -41,7 +42,7 @@ def change(supervisor: SupervisorProcess, statement: str, *values: Any) -> None:
 def arm(supervisor: SupervisorProcess, **points: int) -> None:
     """For the next one that is started."""
     named = {name.replace("_", "-"): passes for name, passes in points.items()}
-    (supervisor.path / crashpoints.FILE_NAME).write_text(json.dumps(named))
+    (supervisor.path / failpoints.FILE_NAME).write_text(json.dumps(named))
 
 
 def restart(supervisor: SupervisorProcess) -> None:

@@ -11,10 +11,10 @@ import pytest
 from tests.support import programs
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, Refused, SocketClient, SupervisorProcess
-from worker_svc import frames
+from worker_svc.ipc import frames
 from worker_svc.job import Outcome
-from worker_svc.supervisor.statedir import OUTPUT_NAME, SUPERVISOR_LOCK_NAME
-from worker_svc.supervisor.store import STORE_NAME
+from worker_svc.record.statedir import OUTPUT_NAME, SUPERVISOR_LOCK_NAME
+from worker_svc.record.store import STORE_NAME
 
 LOCK, SOCKET, LOG = SUPERVISOR_LOCK_NAME, frames.SOCKET_NAME, frames.SUPERVISOR_LOG_NAME
 

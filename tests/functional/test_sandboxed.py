@@ -13,7 +13,7 @@ import pytest
 from tests.support.kernel import landlock_abi
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, Refused, SupervisorProcess
-from worker_svc import frames
+from worker_svc.ipc import frames
 from worker_svc.job import Outcome
 from worker_svc.supervisor.spawn import IMPLEMENTATION, NATIVE, PYTHON
 

@@ -30,16 +30,16 @@ from worker_svc import (
     WorkerClient,
     __version__,
 )
-from worker_svc.access import RPCS, Caller, Role
+from worker_svc.access.guard import CALL, Call, Gate
+from worker_svc.access.roles import RPCS, Caller, Role
 from worker_svc.feed import Feed
-from worker_svc.guard import CALL, Call, Gate
 from worker_svc.job import JobSpec, Transition
 from worker_svc.job import JobState as State
 from worker_svc.masking import Masker
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.reading import LongReads
+from worker_svc.record.store import JobStore, StoreReader
 from worker_svc.service import WorkerService
-from worker_svc.supervisor.store import JobStore, StoreReader
 
 Moves = list[tuple[str, str]]
 

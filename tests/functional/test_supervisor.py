@@ -36,7 +36,7 @@ from tests.support.workers import (
     start_fields,
     with_spec,
 )
-from worker_svc import frames
+from worker_svc.ipc import frames
 from worker_svc.job import DURATION_MAX_S, SPEC_MAX_BYTES, JobRecord, JobState, Outcome
 from worker_svc.supervisor.containment.marks import Marks
 from worker_svc.supervisor.livejob import LiveJob

@@ -14,7 +14,7 @@ from tests.support.fuzzing import FRAMES, Mutator
 from tests.support.programs import TRUE
 from tests.support.waiting import eventually_sync
 from tests.support.workers import Refused, SocketClient, SupervisorProcess, key_of, start_fields, with_spec
-from worker_svc import frames
+from worker_svc.ipc import frames
 
 VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 1, 3.5, 1e308, float("inf"), float("nan"), 2**31, 2**63, 2**64, -(2**63) - 1, 10**400, "", "a",

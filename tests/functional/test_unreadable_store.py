@@ -19,9 +19,9 @@ from worker_svc.feed import Feed
 from worker_svc.job import JobError, JobSpec, ResourceExhausted, Transition, Unavailable
 from worker_svc.job import JobState as State
 from worker_svc.reading import LongReads
+from worker_svc.record.store import STORE_NAME, JobStore, StoreReader
 from worker_svc.supervisor.ledger import Ledger
 from worker_svc.supervisor.livejob import LiveJob
-from worker_svc.supervisor.store import STORE_NAME, JobStore, StoreReader
 
 _REASON = "the store cannot be read now: "
 

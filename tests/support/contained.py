@@ -18,9 +18,9 @@ from typing import Final, NamedTuple
 from tests.support.programs import python
 from tests.support.waiting import eventually_sync
 from worker_svc.job.limits import NO_LIMITS, Limits
+from worker_svc.linux.processes import process
 from worker_svc.supervisor.containment import CGROUP, SUBREAPER, Container, Containment, ContainmentError
 from worker_svc.supervisor.containment.marks import Marks
-from worker_svc.supervisor.containment.processes import process
 
 # "cgroup-each": a cgroup without cgroup.kill, as before Linux 5.14.
 LEVELS: Final = (CGROUP, "cgroup-each", SUBREAPER)

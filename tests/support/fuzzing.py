@@ -12,12 +12,13 @@ from typing import Any, Final
 import betterproto
 from google.protobuf.message import DecodeError
 
-from worker_svc import codec, frames
-from worker_svc.codec.shapes import POOL, shape_of
-from worker_svc.codec.times import datetime_of, timedelta_of
+from worker_svc.ipc import frames
 from worker_svc.job import InvalidArgument
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.server.heads import Malformed, Refused, read_head
+from worker_svc.wire import codec
+from worker_svc.wire.codec.shapes import POOL, shape_of
+from worker_svc.wire.codec.times import datetime_of, timedelta_of
 
 MESSAGES: Final[tuple[type[Any], ...]] = tuple(
     kind

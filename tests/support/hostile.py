@@ -15,8 +15,8 @@ from hyperframe.frame import PingFrame, RstStreamFrame, SettingsFrame
 
 from tests.support.fuzzing import varint
 from tests.support.raw_h2 import QUERY, STREAM, Gone, RawClient, grpc_headers, head
-from worker_svc.codec import encode
 from worker_svc.pb import jobscheduler as pb
+from worker_svc.wire.codec import encode
 
 SOURCE: Final = "127.0.0.2"
 JOB: Final = "everybodys"

@@ -9,7 +9,7 @@ from typing import Any, Final
 from cryptography import x509
 
 from tests.support.workers import Worker
-from worker_svc.certs import Authority, make_directory, read_pair
+from worker_svc.access.certs import Authority, make_directory, read_pair
 
 CLIENTS: Final = ("admin", "operator", "red", "blue", "viewer", "stranger", "revoked")
 

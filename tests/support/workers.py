@@ -17,10 +17,10 @@ from typing import Any, Final, Self
 
 from tests.support.programs import is_alive
 from tests.support.waiting import eventually_sync
-from worker_svc import frames
 from worker_svc.client import WorkerClient
+from worker_svc.ipc import frames
 from worker_svc.job import JobRecord, JobState, Transition
-from worker_svc.supervisor.store import StoreReader, output_path
+from worker_svc.record.store import StoreReader, output_path
 
 ROOT: Final = Path(__file__).parent.parent.parent
 # A machine under load needs more than a quiet one; no passing test waits for as long.

@@ -19,7 +19,7 @@ from tests.support.peers import Peer, Peers
 from tests.support.secured import make_certs, tls_keys
 from tests.support.waiting import eventually_sync
 from tests.support.workers import Worker
-from worker_svc.certs import Authority, make_directory, read_pair
+from worker_svc.access.certs import Authority, make_directory, read_pair
 
 
 @contextmanager

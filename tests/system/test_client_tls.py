@@ -45,7 +45,7 @@ def test_what_is_wrong(
 
 
 def _another_authority(certs: Path) -> str:
-    from worker_svc.certs import Authority
+    from worker_svc.access.certs import Authority
 
     if not (certs / "another.pem").exists():
         Authority.create("another").pair.write(certs, "another")

@@ -26,8 +26,8 @@ from tests.support.workers import PATIENCE_S, ROOT, Worker, until
 from tests.system.test_worker import assert_logged_exactly_once
 from worker_svc import Unavailable, WorkerClient
 from worker_svc.job import JobSpec, JobState, Outcome, Transition
-from worker_svc.supervisor import crashpoints
-from worker_svc.supervisor.store import JobStore
+from worker_svc.linux import failpoints
+from worker_svc.record.store import JobStore
 
 _LEVELS = ("cgroup", "subreaper")
 
@@ -93,7 +93,7 @@ def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
 @pytest.mark.parametrize("point", SUPERVISOR_POINTS)
 async def test_the_supervisor_dies_at(point: str, scene: Scene) -> None:
     async def trip() -> None:
-        scene.chaos.arm(crashpoints.FILE_NAME, {point: 1 if point == "in-recovery" else 3})
+        scene.chaos.arm(failpoints.FILE_NAME, {point: 1 if point == "in-recovery" else 3})
         await scene.chaos.kill_supervisor()
 
     await scene.play(scene.until_tripped, trip)
@@ -104,7 +104,7 @@ async def test_the_supervisor_dies_at(point: str, scene: Scene) -> None:
 @pytest.mark.parametrize("point", WORKER_POINTS)
 async def test_the_worker_dies_at(point: str, scene: Scene) -> None:
     async def trip() -> None:
-        scene.chaos.arm(crashpoints.WORKER_FILE_NAME, {point: 1 if point == "supervisor-started" else 3})
+        scene.chaos.arm(failpoints.WORKER_FILE_NAME, {point: 1 if point == "supervisor-started" else 3})
         await scene.chaos.kill_worker()
 
     async def end_supervisors() -> None:

@@ -13,8 +13,8 @@ from tests.support.hostile import ATTACKS, JOB, hostile_mix
 from tests.support.programs import status_field
 from tests.support.raw_h2 import QUERY, START, RawClient
 from tests.support.workers import PATIENCE_S, Worker
-from worker_svc.codec import encode
 from worker_svc.pb import jobscheduler as pb
+from worker_svc.wire.codec import encode
 
 MIB = 2**20
 HONEST = "127.0.0.3"

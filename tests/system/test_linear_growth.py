@@ -16,7 +16,7 @@ import pytest
 from tests.support.peers import Peer, Peers
 from tests.support.secured import tls_keys
 from tests.support.workers import Worker
-from worker_svc.access import RPCS
+from worker_svc.access.roles import RPCS
 
 # Ten times as long is as long as an argument may be.
 LENGTH: Final = 12_000

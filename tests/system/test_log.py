@@ -19,7 +19,7 @@ from tests.support.waiting import eventually, eventually_sync
 from tests.support.workers import PATIENCE_S, Worker
 from worker_svc import Unavailable, WorkerClient
 from worker_svc.job import JobState
-from worker_svc.supervisor.crashpoints import WORKER_FILE_NAME
+from worker_svc.linux.failpoints import WORKER_FILE_NAME
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from tests.support.workers import PATIENCE_S, ROOT, Worker
 from worker_svc.client import WorkerClient
 from worker_svc.job import InvalidArgument, JobNotFound, JobState, Outcome, OutOfRange, PreconditionFailed, Unavailable
 from worker_svc.pb.jobscheduler import OutputChunk, OutputStream, OutputVia, StreamJobReq, WorkerStub
-from worker_svc.supervisor.store import output_path, stderr_path
+from worker_svc.record.store import output_path, stderr_path
 
 pytestmark = pytest.mark.timeout(180)
 MIB: Final = 1 << 20

@@ -15,7 +15,7 @@ from tests.support import programs, stalled_fs
 from tests.support.peers import Answer, Peer, Peers
 from tests.support.secured import last_audit, tls_keys
 from tests.support.workers import PATIENCE_S, Worker
-from worker_svc.access import RPCS, Role, Scope, Verdict
+from worker_svc.access.roles import RPCS, Role, Scope, Verdict
 
 ROLE_OF = {"admin": Role.ADMIN, "operator": Role.OPERATOR, "red": Role.SUBMITTER, "viewer": Role.VIEWER}
 NO_JOB = "no-such-job"

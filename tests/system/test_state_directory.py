@@ -22,9 +22,9 @@ from tests.support.programs import is_alive
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, ROOT, SupervisorProcess, Worker
 from tests.system.test_worker import failure_of
-from worker_svc import frames
+from worker_svc.ipc import frames
 from worker_svc.job import JobState, Outcome
-from worker_svc.supervisor.store import SCHEMA_VERSION, STORE_NAME
+from worker_svc.record.store import SCHEMA_VERSION, STORE_NAME
 
 # One at a time
 

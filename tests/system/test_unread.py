@@ -11,8 +11,8 @@ from tests.support.programs import rss_bytes
 from tests.support.raw_h2 import QUERY, STREAM, RawClient, grpc_headers
 from tests.support.workers import Worker
 from worker_svc.client import WorkerClient
-from worker_svc.codec import encode
 from worker_svc.pb import jobscheduler as pb
+from worker_svc.wire.codec import encode
 
 MIB = 2**20
 WIDE = 2**31 - 1

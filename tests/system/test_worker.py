@@ -19,11 +19,12 @@ from tests.support.fake_scheduler import FakeScheduler
 from tests.support.programs import is_alive, rss_bytes, sleeps_for
 from tests.support.waiting import eventually, eventually_sync
 from tests.support.workers import PATIENCE_S, Worker, until
-from worker_svc import JobState, Outcome, Unavailable, WorkerClient, frames
+from worker_svc import JobState, Outcome, Unavailable, WorkerClient
+from worker_svc.ipc import frames
 from worker_svc.job import JobSpec, Transition
 from worker_svc.job import JobState as State
+from worker_svc.record.store import JobStore
 from worker_svc.supervisor.connections import listen
-from worker_svc.supervisor.store import JobStore
 
 
 def assert_logged_exactly_once(worker: Worker) -> None:

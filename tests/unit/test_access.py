@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from worker_svc.access import (
+from worker_svc.access.guard import GuardedService, method_name
+from worker_svc.access.roles import (
     ANONYMOUS,
     NAME_MAX_CHARS,
     NAMELESS,
@@ -23,12 +24,11 @@ from worker_svc.access import (
     names_in,
 )
 from worker_svc.config import AccessConfig
-from worker_svc.guard import GuardedService, method_name
 from worker_svc.job import JobSpec, JobState, Transition
 from worker_svc.pb import jobscheduler as pb
-from worker_svc.supervisor.store import JobStore, StoreReader
-from worker_svc.supervisor.store_query import JobQuery
-from worker_svc.supervisor.store_rows import IS_OWNED
+from worker_svc.record.query import JobQuery
+from worker_svc.record.schema import IS_OWNED
+from worker_svc.record.store import JobStore, StoreReader
 
 nothing: Any = None
 HANDLERS = {path.rpartition("/")[2]: handler for path, handler in pb.WorkerBase().__mapping__().items()}

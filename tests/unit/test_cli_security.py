@@ -13,7 +13,7 @@ import pytest
 from cryptography import x509
 
 from tests.support.fake_worker import FakeWorker, finished, serving_in_thread
-from worker_svc.certs import read_pair
+from worker_svc.access.certs import read_pair
 from worker_svc.cli import main
 from worker_svc.cli.job_options import JobOptions, read_stdin, start_request
 from worker_svc.config import load_config
@@ -70,7 +70,7 @@ def test_gen_certs_refuses(arguments: list[str], status: int, text: str, capsys:
 def test_gen_certs_without_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     import sys
 
-    monkeypatch.delitem(sys.modules, "worker_svc.certs", raising=False)
+    monkeypatch.delitem(sys.modules, "worker_svc.access.certs", raising=False)
     real = builtins.__import__
 
     def refuse(name: str, *arguments: Any) -> Any:
@@ -78,7 +78,7 @@ def test_gen_certs_without_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: py
             raise ImportError(f"No module named {name!r}")
         return real(name, *arguments)
 
-    monkeypatch.delattr("worker_svc.certs", raising=False)
+    monkeypatch.delattr("worker_svc.access.certs", raising=False)
     monkeypatch.setattr(builtins, "__import__", refuse)
     assert main(["gen-certs", "c"]) == 1
     assert "pip install 'worker-svc[certs]'" in capsys.readouterr().err

@@ -53,7 +53,7 @@ from worker_svc.pb.jobscheduler import (
     WaitJobReq,
     WatchJobsReq,
 )
-from worker_svc.statuses import STATUSES, from_grpc, to_grpc
+from worker_svc.wire.statuses import STATUSES, from_grpc, to_grpc
 
 LIMITS = Limits(memory_max_bytes=2**30, cpu_max_cores=0.5, rlimits=[Rlimit(name="core", soft=0)], nice=-5, umask=0)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from worker_svc.supervisor import clocks
-from worker_svc.supervisor.clocks import NS_PER_S, SteadyClock
-from worker_svc.supervisor.store import JobStore, StoreReader
+from worker_svc.linux import clocks
+from worker_svc.linux.clocks import NS_PER_S, SteadyClock
+from worker_svc.record.store import JobStore, StoreReader
 
 HOUR_NS = 3600 * NS_PER_S
 YEAR_NS = 365 * 24 * HOUR_NS

@@ -26,10 +26,10 @@ from tests.support.fuzzing import (
     example,
     varint,
 )
-from worker_svc.codec import MessageCodec, decode, encode
-from worker_svc.codec.shapes import shape_of
 from worker_svc.job import InvalidArgument
 from worker_svc.pb import jobscheduler as pb
+from worker_svc.wire.codec import MessageCodec, decode, encode
+from worker_svc.wire.codec.shapes import shape_of
 
 NAMES = [kind.__name__ for kind in MESSAGES]
 

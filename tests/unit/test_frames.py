@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker_svc.frames import BODY_MAX_BYTES, HEADER_MAX_BYTES, Decoder, Frame, FrameError, encode
+from worker_svc.ipc.frames import BODY_MAX_BYTES, HEADER_MAX_BYTES, Decoder, Frame, FrameError, encode
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),

@@ -25,7 +25,7 @@ def test_the_package_itself_imports_nothing() -> None:
 
 
 def test_the_vocabulary_is_light() -> None:
-    loaded = _loaded_after("import worker_svc, worker_svc.job, worker_svc.frames")
+    loaded = _loaded_after("import worker_svc, worker_svc.job, worker_svc.ipc.frames")
     heavy = {
         "grpclib",
         "betterproto",

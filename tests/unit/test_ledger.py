@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from worker_svc.job import Event, JobSpec, JobState, Outcome, Transition
+from worker_svc.record.store import JobStore, StoreReader
 from worker_svc.supervisor.ledger import Ledger
 from worker_svc.supervisor.livejob import LiveJob
-from worker_svc.supervisor.store import JobStore, StoreReader
 from worker_svc.supervisor.transitions import Transitions
 
 

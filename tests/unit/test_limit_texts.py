@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from worker_svc.config import ConfigError, LimitsConfig, SandboxConfig, load, load_config
 from worker_svc.job import Sandbox
 from worker_svc.job.limit_texts import cpus_text, parse_cpus, parse_rlimit, parse_size, parse_umask, rlimit_text
-from worker_svc.messages.defaults import start_defaults
+from worker_svc.wire.messages.defaults import start_defaults
 
 HOME = {"HOME": "/home/someone"}
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.waiting import eventually
+from worker_svc.access.policy import Lookups
 from worker_svc.job import Unavailable
-from worker_svc.policy import Lookups
 
 PATIENCE_S = 0.5
 

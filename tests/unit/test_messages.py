@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker_svc import messages
 from worker_svc.job import (
     Identity,
     InvalidArgument,
@@ -26,7 +25,9 @@ from worker_svc.job import (
     Transition,
 )
 from worker_svc.job.limits import BY_NAME
-from worker_svc.messages import (
+from worker_svc.pb import jobscheduler as pb
+from worker_svc.wire import messages
+from worker_svc.wire.messages import (
     Files,
     fingerprint_of,
     job_message,
@@ -35,9 +36,8 @@ from worker_svc.messages import (
     start_from,
     transition_message,
 )
-from worker_svc.messages.defaults import Defaults
-from worker_svc.messages.limits import LimitDefaults
-from worker_svc.pb import jobscheduler as pb
+from worker_svc.wire.messages.defaults import Defaults
+from worker_svc.wire.messages.limits import LimitDefaults
 
 # Type checkers take the members of betterproto's enums for plain integers.
 wire: Any = pb

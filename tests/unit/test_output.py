@@ -34,9 +34,9 @@ from tests.support.output_files import (
     writer,
 )
 from worker_svc.job import InvalidArgument, OutOfRange, Unavailable
+from worker_svc.linux import syscalls
 from worker_svc.output import Chunk, OutputReader, Start, notify
 from worker_svc.output.file import LineSearch, OutputFile, may_have_hole
-from worker_svc.supervisor import syscalls
 
 MIB = 1024 * 1024
 FROM_ZERO = Start()

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from tests.support.spawning import PATH, Launchpad
+from worker_svc.access.policy import DEFAULT_RULE, CommandPolicy
+from worker_svc.access.policy.command_policy import Judged
 from worker_svc.config import ConfigError, JobsConfig, PolicyConfig, SandboxConfig, Variables, load_config
 from worker_svc.config.policy_rules import RulesTable
 from worker_svc.job import CheckedFile, Identity, JobSpec, Limits, OutputPolicy, Sandbox
-from worker_svc.policy import DEFAULT_RULE, CommandPolicy
-from worker_svc.policy.command_policy import Judged
 from worker_svc.supervisor.spawn import SpawnFailed
 
 ROLE = "submitter"

@@ -10,15 +10,15 @@ from typing import Any, TypeVar, cast
 import pytest
 
 from tests.support.waiting import eventually
-from worker_svc.access import RPCS, Caller, Role
+from worker_svc.access.guard import Call
+from worker_svc.access.roles import RPCS, Caller, Role
 from worker_svc.feed import Feed
-from worker_svc.guard import Call
 from worker_svc.job import JobSpec, JobState, Transition
 from worker_svc.listing import Listing
-from worker_svc.messages import Files
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.reading import LongReads
-from worker_svc.supervisor.store import JobStore, StoreReader
+from worker_svc.record.store import JobStore, StoreReader
+from worker_svc.wire.messages import Files
 
 T = TypeVar("T")
 EVENTS = 6000

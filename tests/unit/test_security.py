@@ -14,10 +14,10 @@ import structlog
 from structlog.testing import capture_logs
 
 from tests.support.waiting import eventually
-from worker_svc import security
-from worker_svc.certs import Authority, make_directory, read_pair
+from worker_svc.access import tls
+from worker_svc.access.certs import Authority, make_directory, read_pair
+from worker_svc.access.tls import Reloader, SecurityError, acceptance, expiry_s, server_context
 from worker_svc.config import GrpcServerConfig
-from worker_svc.security import Reloader, SecurityError, acceptance, expiry_s, server_context
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_revoked_or_expired(few_certs: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not accepts(few_certs, red)
     assert accepts(few_certs, blue)
     later_s = time.time() + 826 * 86_400
-    monkeypatch.setattr("worker_svc.security.time.time", lambda: later_s)
+    monkeypatch.setattr("worker_svc.access.tls.time.time", lambda: later_s)
     assert not accepts(few_certs, blue)
 
 
@@ -104,7 +104,7 @@ def test_serial_numbers(serial: int, few_certs: Path) -> None:
     authority = Authority(read_pair(few_certs, "ca"))
     for listed in ([], [serial], [5, serial, 2**100], [serial + 1, serial << 8]):
         (few_certs / "crl.pem").write_bytes(b"# ours\n" + authority.revocation_list(listed))
-        assert security._is_listed(serial, security._crl_bytes(few_certs / "crl.pem")) == (serial in listed)
+        assert tls._is_listed(serial, tls._crl_bytes(few_certs / "crl.pem")) == (serial in listed)
 
 
 def test_a_list_that_is_not_there(few_certs: Path) -> None:
@@ -120,8 +120,8 @@ async def test_files_are_looked_at_where_they_cannot_be_watched(
     def refuse() -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(security, "inotify_init", refuse)
-    monkeypatch.setattr(security, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(tls, "inotify_init", refuse)
+    monkeypatch.setattr(tls, "_LOOK_EVERY_S", 0.01)
     file = tmp_path / "server.pem"
     file.touch()
     reloaded: list[int] = []

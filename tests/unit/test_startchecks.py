@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from worker_svc.access.startchecks import Finding, check, check_unix_socket, mend_state_dir
 from worker_svc.config import (
     AccessConfig,
     Address,
@@ -25,7 +26,6 @@ from worker_svc.config import (
     StateConfig,
     Variables,
 )
-from worker_svc.startchecks import Finding, check, check_unix_socket, mend_state_dir
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 

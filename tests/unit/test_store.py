@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker_svc.job import CheckedFile, JobRecord, JobSpec, JobState, Outcome, OutputPolicy, Transition
-from worker_svc.supervisor.store import (
+from worker_svc.record.query import JobQuery
+from worker_svc.record.store import (
     SCHEMA_VERSION,
     STORE_NAME,
     JobStore,
     StoreError,
     StoreReader,
 )
-from worker_svc.supervisor.store_query import JobQuery
 
 NEW, QUEUED, STARTING, RUNNING, STOPPING, FINISHED = JobState
 

@@ -15,8 +15,8 @@ from worker_svc.cli.job_options import add_job_options, read_stdin, start_reques
 from worker_svc.cli.settings import BAD_CONFIG_STATUS, add_config_option, file_in_use, load
 
 if TYPE_CHECKING:
+    from worker_svc.access.policy import Judged
     from worker_svc.config import Config
-    from worker_svc.policy import Judged
 
 # Viewers start nothing.
 _ROLES: Final = ("admin", "operator", "submitter")
@@ -56,9 +56,9 @@ def _add_job_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_files(config: Config, file: str, *, is_named: bool) -> None:
+    from worker_svc.access.policy import advice
+    from worker_svc.access.startchecks import check
     from worker_svc.config import CONFIG_VARIABLE
-    from worker_svc.policy import advice
-    from worker_svc.startchecks import check
 
     findings = check(config, Path(file) if file else None, is_named=is_named or CONFIG_VARIABLE in os.environ)
     for finding in findings:
@@ -70,10 +70,10 @@ def _check_files(config: Config, file: str, *, is_named: bool) -> None:
 
 
 def _explain(config: Config, arguments: argparse.Namespace) -> int:
+    from worker_svc.access.policy import CommandPolicy
     from worker_svc.job import JobError
-    from worker_svc.messages import start_from
-    from worker_svc.messages.defaults import start_defaults
-    from worker_svc.policy import CommandPolicy
+    from worker_svc.wire.messages import start_from
+    from worker_svc.wire.messages.defaults import start_defaults
 
     words = _words(arguments.explain)
     read_stdin(arguments)

@@ -152,7 +152,7 @@ def _tls(arguments: argparse.Namespace) -> SSLContext | None:
         return None
     if (arguments.crt is None) != (arguments.key is None):
         raise Failure("--crt and --key go together", 2)
-    from worker_svc.security import SecurityError, client_context
+    from worker_svc.access.tls import SecurityError, client_context
 
     try:
         return client_context(*(path and Path(path) for path in given[:3]))

@@ -8,7 +8,7 @@ import select
 import sys
 from typing import IO, TYPE_CHECKING
 
-from worker_svc import stdio
+from worker_svc.linux import stdio
 from worker_svc.printable import printable
 
 if TYPE_CHECKING:

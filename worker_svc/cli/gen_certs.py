@@ -59,7 +59,7 @@ def main(prog: str, argv: Sequence[str]) -> int:
         if not _NAME.match(name) or name in ("ca", "server"):
             raise Failure(f"--client: {name!r} cannot be a name: use small letters, digits, '.', '_' and '-'", 2)
     try:
-        from worker_svc import certs
+        from worker_svc.access import certs
     except ImportError as error:
         raise Failure(
             f"needs the package cryptography ({error}): pip install 'worker-svc[certs]', which is its extra"

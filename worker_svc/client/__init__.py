@@ -55,7 +55,7 @@ from worker_svc.pb.jobscheduler import (
     WatchJobsReq,
     WorkerStub,
 )
-from worker_svc.statuses import from_grpc
+from worker_svc.wire.statuses import from_grpc
 
 __all__ = ["Unreachable", "Untrusted", "WorkerClient"]
 

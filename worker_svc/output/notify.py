@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from worker_svc.supervisor.syscalls import (
+from worker_svc.linux.syscalls import (
     IN_CREATE,
     IN_IGNORED,
     IN_MODIFY,

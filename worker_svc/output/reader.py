@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from worker_svc.job import InvalidArgument, OutOfRange, Unavailable
+from worker_svc.linux.threads import ready_pool
 from worker_svc.output.file import OutputFile, may_have_hole
 from worker_svc.output.notify import Notifier, Subscription
-from worker_svc.supervisor.threads import ready_pool
 
 CHUNK_BYTES: Final = 256 * 1024
 # Reads that wait for the disk, at once. They all go to the disk that holds the output, so more would not

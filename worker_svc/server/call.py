@@ -15,11 +15,11 @@ from grpclib.metadata import Deadline, encode_grpc_message
 from grpclib.protocol import Peer
 from grpclib.server import Stream as GrpclibStream
 
-from worker_svc.codec import LARGE_BYTES
 from worker_svc.job import InvalidArgument
 from worker_svc.server import http2
 from worker_svc.server.heads import Head
 from worker_svc.server.sending import OVERHEAD_BYTES
+from worker_svc.wire.codec import LARGE_BYTES
 
 if TYPE_CHECKING:
     from worker_svc.server.connection import ServerConnection

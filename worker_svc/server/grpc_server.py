@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from grpclib.server import Server
 
-from worker_svc.codec import MessageCodec
 from worker_svc.config import Address, TransportConfig
 from worker_svc.server.admission import Admission, Place
 from worker_svc.server.connection import READ_BYTES, ServerConnection, Shared
@@ -22,6 +21,7 @@ from worker_svc.server.listener import Listener, open_sockets
 from worker_svc.server.rates import ReceiveBudget, RequestRates
 from worker_svc.server.sending import SendBudget
 from worker_svc.server.turns import Turns
+from worker_svc.wire.codec import MessageCodec
 
 if TYPE_CHECKING:
     from grpclib._typing import IServable

@@ -15,13 +15,15 @@ import sqlite3
 import sys
 from typing import Final
 
-from worker_svc import frames, stdio
-from worker_svc.supervisor import crashpoints, disk_reserve, identity, own_limits, statedir
+from worker_svc.ipc import frames
+from worker_svc.linux import failpoints, stdio
+from worker_svc.linux.lockfile import LockFile, LockHeld
+from worker_svc.record import statedir
+from worker_svc.record.store import JobStore, StoreError
+from worker_svc.supervisor import disk_reserve, original, raised_limits
 from worker_svc.supervisor.containment import Containment, ContainmentError
 from worker_svc.supervisor.journal import note, use_log
-from worker_svc.supervisor.lockfile import LockFile, LockHeld
 from worker_svc.supervisor.loop import Supervisor
-from worker_svc.supervisor.store import JobStore, StoreError
 
 # What it sends to a process whose own instructions failed: to go on would be to run into them again, without end.
 _OF_THE_KERNEL: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
@@ -33,15 +35,15 @@ def main(argv: list[str]) -> int:
     os.set_inheritable(ready_fd, False)
     try:
         _prepare_process(state_dir)
-        inherited = own_limits.claim()
+        inherited = raised_limits.claim()
         lock = LockFile(f"{state_dir}/{statedir.SUPERVISOR_LOCK_NAME}", with_directory=True)
         note("supervisor.starting", pid=os.getpid())
-        crashpoints.arm(state_dir)
+        failpoints.arm(state_dir)
         wrong = statedir.what_is_wrong(state_dir)
         if wrong:
             raise StoreError(wrong)
         store = disk_reserve.open_store(state_dir)
-        is_original = identity.is_original(store, state_dir)
+        is_original = original.is_original(store, state_dir)
         if not is_original:
             store.renew_state_id()  # the processes marked with the old one are the original's
         containment = Containment(
@@ -61,7 +63,7 @@ def main(argv: list[str]) -> int:
             inherited=inherited,
             owns_processes=is_original,
         )
-        identity.remember(store, state_dir)
+        original.remember(store, state_dir)
     except LockHeld as held:
         _tell(ready_fd, f"failed: {state_dir} has a supervisor already (pid {held.pid}){_call(held.pid, state_dir)}")
         return frames.EXIT_LOCKED

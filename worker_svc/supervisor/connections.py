@@ -10,8 +10,8 @@ import struct
 from contextlib import suppress
 from typing import Any, Final
 
-from worker_svc import frames
-from worker_svc.supervisor.containment.kinship import Kinship
+from worker_svc.ipc import frames
+from worker_svc.linux.kinship import Kinship
 from worker_svc.supervisor.journal import note
 
 _RECEIVE_BYTES: Final = 256 * 1024

@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 from typing import Final
 
+from worker_svc.record.statedir import RESERVE_NAME
+from worker_svc.record.store import JobStore, StoreError
 from worker_svc.supervisor.journal import note
-from worker_svc.supervisor.statedir import RESERVE_NAME
-from worker_svc.supervisor.store import JobStore, StoreError
 
 _SIZE_BYTES: Final = 1024 * 1024
 # A disk with less to spare is needed for other things.

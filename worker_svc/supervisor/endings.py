@@ -16,7 +16,8 @@ from functools import partial
 from typing import Final, Protocol
 
 from worker_svc.job import Exit, JobState, Outcome, error_text, outcome_of
-from worker_svc.supervisor import adoption, crashpoints
+from worker_svc.linux import failpoints
+from worker_svc.supervisor import adoption
 from worker_svc.supervisor.containment import Container, Containment, Usage
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.livejob import LiveJob
@@ -119,8 +120,8 @@ class Endings:
         else:
             os.close(os.open("/dev/null", os.O_RDONLY))  # there are files left: the status is told only once
             ended = self._containment.take_exit(job.container)
-        if crashpoints.is_armed:
-            crashpoints.reach("after-reap")
+        if failpoints.is_armed:
+            failpoints.reach("after-reap")
         if ended is not None:
             self._end(job, ended, stuck)
         else:

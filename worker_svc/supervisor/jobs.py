@@ -27,8 +27,9 @@ from worker_svc.job import (
     error_message,
     fault_text,
 )
-from worker_svc.supervisor import crashpoints
-from worker_svc.supervisor.clocks import NS_PER_S, boot_id, wall_ns
+from worker_svc.linux import failpoints
+from worker_svc.linux.clocks import NS_PER_S, boot_id, wall_ns
+from worker_svc.record.store import JobStore, LiveRow, output_path, stderr_path
 from worker_svc.supervisor.containment import Containment, ContainmentError
 from worker_svc.supervisor.endings import Endings
 from worker_svc.supervisor.journal import note
@@ -41,7 +42,6 @@ from worker_svc.supervisor.retention import Retention, check_floor
 from worker_svc.supervisor.settings import Settings
 from worker_svc.supervisor.spawn import IMPLEMENTATION, LaunchPlan, Spawned, Spawner, SpawnFailed
 from worker_svc.supervisor.stops import Stops
-from worker_svc.supervisor.store import JobStore, LiveRow, output_path, stderr_path
 from worker_svc.supervisor.timers import Timers, is_passing
 from worker_svc.supervisor.transitions import Transitions
 
@@ -196,8 +196,8 @@ class Jobs:
                 raise
             self._mailbox.post(partial(self._on_spawned, job, SpawnFailed(_why(error))), job)
             return
-        if crashpoints.is_armed:
-            crashpoints.reach("before-spawn")
+        if failpoints.is_armed:
+            failpoints.reach("before-spawn")
         job.is_spawning = True
         self.spawner.submit(job, plan)
         if job.timeout_s > 0:
@@ -244,8 +244,8 @@ class Jobs:
         return tuple(name for name in self.settings.user_env if name not in spec.variables)
 
     def _on_spawned(self, job: LiveJob, result: Spawned | SpawnFailed) -> None:
-        if crashpoints.is_armed:
-            crashpoints.reach("after-spawn")
+        if failpoints.is_armed:
+            failpoints.reach("after-spawn")
         job.is_spawning = False
         if isinstance(result, SpawnFailed) and job.given_up:
             timed_out = job.asked_cause is StopCause.TIMEOUT

@@ -10,8 +10,8 @@ import os
 import time
 from typing import Final
 
-from worker_svc import frames
-from worker_svc.supervisor.clocks import NS_PER_S, wall_ns
+from worker_svc.ipc import frames
+from worker_svc.linux.clocks import NS_PER_S, wall_ns
 
 _MAX_BYTES: Final = 1024 * 1024
 _lost_lines = 0

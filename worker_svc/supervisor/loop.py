@@ -15,21 +15,22 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from worker_svc import frames
+from worker_svc.ipc import frames
 from worker_svc.job import Limits, fault_text
-from worker_svc.supervisor import crashpoints, statedir
-from worker_svc.supervisor.clocks import NS_PER_S
+from worker_svc.linux import failpoints
+from worker_svc.linux.clocks import NS_PER_S
+from worker_svc.linux.lockfile import LockFile, LockHeld
+from worker_svc.record import statedir
+from worker_svc.record.store import JobStore
 from worker_svc.supervisor.connections import Connection, Key, listen, refusal
 from worker_svc.supervisor.containment import Containment
 from worker_svc.supervisor.jobs import Jobs
 from worker_svc.supervisor.journal import note, use_log
 from worker_svc.supervisor.ledger import Ledger
 from worker_svc.supervisor.livejob import LiveJob
-from worker_svc.supervisor.lockfile import LockFile, LockHeld
 from worker_svc.supervisor.mailbox import Mailbox
 from worker_svc.supervisor.recovery import recover
 from worker_svc.supervisor.requests import Requests
-from worker_svc.supervisor.store import JobStore
 from worker_svc.supervisor.timers import Timers, is_passing
 
 _ACCEPT_RETRY_S: Final = 0.5
@@ -162,12 +163,12 @@ class Supervisor:
     def _settle(self) -> None:
         """What was decided goes to disk, then what follows from it goes out."""
         self._jobs.promote()
-        if crashpoints.is_armed:
-            crashpoints.reach("before-commit")
+        if failpoints.is_armed:
+            failpoints.reach("before-commit")
         before = self._store.sequence
         is_committed = self._ledger.commit(self._jobs.give_up)
-        if crashpoints.is_armed:
-            crashpoints.reach("after-commit")
+        if failpoints.is_armed:
+            failpoints.reach("after-commit")
         for effect in self._ledger.take_urgent():
             self._timers.attempt(effect)
         if is_committed:

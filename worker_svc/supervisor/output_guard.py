@@ -21,9 +21,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from worker_svc.job import OutputPolicy
-from worker_svc.supervisor import syscalls
+from worker_svc.linux import syscalls
+from worker_svc.linux.threads import start_thread
 from worker_svc.supervisor.journal import note
-from worker_svc.supervisor.threads import start_thread
 
 # How far past its cap a file may go before its head is given back; that is then done in one piece.
 SLACK_BYTES: Final = 4 * 1024 * 1024

@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any, Final
 
 from worker_svc.job import Event, JobSpec, JobState, OutputPolicy, OutputVia, PreconditionFailed
+from worker_svc.record.store import output_path, stderr_path
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.ledger import Ledger
 from worker_svc.supervisor.livejob import LiveJob
 from worker_svc.supervisor.mailbox import Mailbox
 from worker_svc.supervisor.output_guard import OutputGuard, can_drop_head
 from worker_svc.supervisor.output_pump import OutputPump, find_pipes, why_no_pipes
-from worker_svc.supervisor.store import output_path, stderr_path
 from worker_svc.supervisor.transitions import Transitions
 
 PIPE_GONE: Final = "its pipe was gone when a new supervisor came: its last bytes may be missing"

@@ -6,12 +6,13 @@ import os
 import sqlite3
 
 from worker_svc.job import JobSpec, JobState, StopCause
-from worker_svc.supervisor import adoption, clocks, crashpoints
+from worker_svc.linux import clocks, failpoints
+from worker_svc.record.store import JobStore, LiveRow
+from worker_svc.supervisor import adoption
 from worker_svc.supervisor.jobs import Jobs
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.livejob import LiveJob
 from worker_svc.supervisor.spawn import Spawned
-from worker_svc.supervisor.store import JobStore, LiveRow
 
 
 def recover(jobs: Jobs, store: JobStore, *, owns_processes: bool) -> None:
@@ -25,8 +26,8 @@ def recover(jobs: Jobs, store: JobStore, *, owns_processes: bool) -> None:
         except (KeyError, TypeError, ValueError) as error:  # its record is not what it should be: others' are
             jobs.give_up(job, error)
     jobs.endings.end_strangers()
-    if crashpoints.is_armed:
-        crashpoints.reach("in-recovery")
+    if failpoints.is_armed:
+        failpoints.reach("in-recovery")
     _remember(store, "boot_id", boot_id)
     _remember(store, "cgroup_base", os.fsencode(jobs.containment.base_path))
     note("supervisor.recovered", running=jobs.running, queued=jobs.queued, sequence=store.sequence)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from worker_svc import frames
+from worker_svc.ipc import frames
 from worker_svc.job import (
     DURATION_MAX_S,
     SPEC_MAX_BYTES,
@@ -29,15 +29,15 @@ from worker_svc.job import (
     error_message,
     fault_text,
 )
-from worker_svc.supervisor.clocks import wall_ns
+from worker_svc.linux.clocks import wall_ns
+from worker_svc.record.store import JobStore
 from worker_svc.supervisor.connections import Connection, Key
 from worker_svc.supervisor.jobs import Jobs
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.ledger import Ledger
 from worker_svc.supervisor.livejob import LiveJob
 from worker_svc.supervisor.settings import Settings
-from worker_svc.supervisor.store import JobStore
-from worker_svc.supervisor.wellformed import check_spec
+from worker_svc.supervisor.spec_check import check_spec
 
 VERSION_MISMATCH: Final = "version"
 SECOND_WORKER: Final = "second_worker"

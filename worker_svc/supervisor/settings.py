@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from worker_svc.supervisor.store import JobStore
-from worker_svc.supervisor.wellformed import check_kind
+from worker_svc.record.store import JobStore
+from worker_svc.supervisor.spec_check import check_kind
 
 
 class Settings(NamedTuple):

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final
 
 from worker_svc.job import DURATION_MAX_S, Event, JobState, PreconditionFailed, StopCause
-from worker_svc.supervisor.clocks import NS_PER_S
+from worker_svc.linux.clocks import NS_PER_S
 from worker_svc.supervisor.containment import Containment
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.livejob import LiveJob

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from worker_svc.job import DURATION_MAX_S, JobState
-from worker_svc.supervisor.clocks import NS_PER_S
+from worker_svc.linux.clocks import NS_PER_S
 from worker_svc.supervisor.livejob import LiveJob
 
 _SWEEP_FROM: Final = 256

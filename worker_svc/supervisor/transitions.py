@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from worker_svc.job import Event, JobState, Outcome, StopCause, Transition, next_state
-from worker_svc.supervisor.clocks import wall_ns
+from worker_svc.linux.clocks import wall_ns
 from worker_svc.supervisor.ledger import Ledger
 from worker_svc.supervisor.livejob import LiveJob
 

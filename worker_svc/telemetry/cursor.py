@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from worker_svc import frames
+from worker_svc.ipc import frames
 
 # Up to this transition all are logged; whose store's numbers these are; then what is being written: device, inode,
 # offset and how many lines, of which length and checksum follow; and how many lines the last worker took with it.

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from worker_svc.supervisor.syscalls import keep_blocks
+from worker_svc.linux.syscalls import keep_blocks
 from worker_svc.telemetry.cursor import Place, place_of
 
 # What POSIX lets a pipe take as a whole at least (PIPE_BUF): lines of several writers do not mix in it.

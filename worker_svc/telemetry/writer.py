@@ -18,7 +18,7 @@ from itertools import accumulate
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from worker_svc.supervisor import crashpoints
+from worker_svc.linux import failpoints
 from worker_svc.telemetry.cursor import Cursor
 from worker_svc.telemetry.file import LogFile
 
@@ -247,8 +247,8 @@ class LogWriter:
             if self._wait(takes_urgent=at == ends[lines.written]):
                 return  # as it stands: the cursor tells how far it could have got
         if lines.cursor is not None:
-            if crashpoints.is_armed:
-                crashpoints.reach("line-written")
+            if failpoints.is_armed:
+                failpoints.reach("line-written")
             self._settle(lines, lines.cursor)
         self.problem = ""
         for_s, self._began_s = time.monotonic() - self._began_s, 0.0
@@ -311,8 +311,8 @@ class LogWriter:
         cursor.sequence = lines.first - 1 + lines.written
         try:
             cursor.ahead(place._replace(size=place.size - cut_bytes), lines.lines[lines.written :])
-            if crashpoints.is_armed:
-                crashpoints.reach("line-announced")
+            if failpoints.is_armed:
+                failpoints.reach("line-announced")
         except OSError as error:  # the lines matter more: without the note some can come twice after a crash
             self._tell_once("log.cursor_not_written", str(error))
 

@@ -21,7 +21,7 @@ from typing import Final
 from tests.support.programs import children_of
 from tests.support.workers import Worker
 from worker_svc import JobError, WorkerClient
-from worker_svc.supervisor import crashpoints
+from worker_svc.linux import failpoints
 from worker_svc.supervisor.adoption import open_pidfd
 from worker_svc.supervisor.spawn import start_ticks_of
 
@@ -70,7 +70,7 @@ class Chaos:
         return self.deeds["worker"] + self.deeds["supervisor"] + len(self.points_reached())
 
     def points_reached(self) -> list[str]:
-        path = self._worker.path / crashpoints.REACHED_NAME
+        path = self._worker.path / failpoints.REACHED_NAME
         return [line.split()[1] for line in path.read_text().splitlines()] if path.exists() else []
 
     async def keep_running(self) -> None:
@@ -101,7 +101,7 @@ class Chaos:
 
     async def calm(self) -> None:
         """Nothing more is done; both run."""
-        for name in (crashpoints.FILE_NAME, crashpoints.WORKER_FILE_NAME):
+        for name in (failpoints.FILE_NAME, failpoints.WORKER_FILE_NAME):
             with suppress(FileNotFoundError):
                 (self._worker.path / name).unlink()
         await self.wait_healthy()
@@ -169,12 +169,12 @@ class Chaos:
 
     async def _trip_supervisor(self) -> None:
         point = self._rng.choice(list(SUPERVISOR_POINTS))
-        self.arm(crashpoints.FILE_NAME, {point: self._rng.randint(1, SUPERVISOR_POINTS[point])})
+        self.arm(failpoints.FILE_NAME, {point: self._rng.randint(1, SUPERVISOR_POINTS[point])})
         await self.kill_supervisor()
 
     async def _trip_worker(self) -> None:
         point = self._rng.choice(list(WORKER_POINTS))
-        self.arm(crashpoints.WORKER_FILE_NAME, {point: self._rng.randint(1, WORKER_POINTS[point])})
+        self.arm(failpoints.WORKER_FILE_NAME, {point: self._rng.randint(1, WORKER_POINTS[point])})
         await self.kill_worker()
         if point == "supervisor-started":
             await self.kill_supervisor()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from worker_svc.job import PreconditionFailed
-from worker_svc.supervisor.containment.processes import Process, is_there
+from worker_svc.linux.processes import Process, is_there
 
 # Of those that were seen, the dead are forgotten once there are so many, and twice what is left then.
 _KNOWN_MAX: Final = 256

@@ -15,13 +15,13 @@ from typing import Final
 
 from worker_svc.job import Exit
 from worker_svc.job.limits import BY_NAME, NO_LIMITS, OF_TREE, Limits
+from worker_svc.linux.kinship import Kinship
+from worker_svc.linux.processes import Process, Survivor, process, process_tree, survivor
 from worker_svc.supervisor.containment import signals, subreaper
 from worker_svc.supervisor.containment.container import Container, ContainmentError
 from worker_svc.supervisor.containment.groups import NAME_PREFIX, Groups, Unenforceable, Usage, parse_events
 from worker_svc.supervisor.containment.hierarchy import Unusable, find_base
-from worker_svc.supervisor.containment.kinship import Kinship
 from worker_svc.supervisor.containment.marks import Marks
-from worker_svc.supervisor.containment.processes import Process, Survivor, process, process_tree, survivor
 from worker_svc.supervisor.containment.sweep import Sweep, send
 
 CGROUP: Final = "cgroup"

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from worker_svc.job.limits import BY_NAME, Limits
-from worker_svc.supervisor.containment.claims import claim
+from worker_svc.linux.processes import group_path_of
 from worker_svc.supervisor.containment.hierarchy import Base
+from worker_svc.supervisor.containment.ownership import claim
 from worker_svc.supervisor.containment.signals import signal_verified
 
 NAME_PREFIX: Final = "job-"
@@ -161,7 +162,7 @@ class Groups:
 
     def group_of(self, pid: int) -> str:
         """The group below the base that the process is in, itself or below; empty: none."""
-        path = path_of(pid)
+        path = group_path_of(pid)
         base = f"{self.base.proc_path}/"
         return path.removeprefix(base).partition("/")[0] if path.startswith(base) else ""
 
@@ -258,17 +259,6 @@ class Groups:
             os.write(fd, text.encode())
         finally:
             os.close(fd)
-
-
-def path_of(pid: int) -> str:
-    """Of its group in the v2 hierarchy, as proc_pid_cgroup(5) has it; empty: it is gone."""
-    try:
-        with open(f"/proc/{pid}/cgroup", errors="surrogateescape") as file:
-            return next((line[3:].rstrip("\n") for line in file if line.startswith("0::")), "")
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-            raise
-        return ""
 
 
 def parse_events(text: str) -> tuple[bool, bool]:

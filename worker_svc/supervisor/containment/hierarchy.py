@@ -10,7 +10,7 @@ import os
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from worker_svc.supervisor.containment.claims import claim, remove_abandoned
+from worker_svc.supervisor.containment.ownership import claim, remove_abandoned
 
 CONTROLLERS: Final = ("memory", "pids", "cpu", "io")
 # Where our own processes go if they must leave their group so that it may have controllers. No state id in the name:

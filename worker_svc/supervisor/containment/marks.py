@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from worker_svc.linux.kinship import STATE_VARIABLE
+
 try:  # not hashlib, whose OpenSSL takes 4 MB
     _keyed_hash: Any = __import__("_blake2").blake2b
 except ImportError:
     _keyed_hash = __import__("hashlib").blake2b
 
 JOB_VARIABLE: Final = "WORKER_JOB_ID"
-STATE_VARIABLE: Final = "WORKER_STATE_ID"
 MARK_VARIABLE: Final = "WORKER_JOB_MARK"
 _HASH_BYTES: Final = 16
 

@@ -19,9 +19,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Final
 
-from worker_svc.supervisor.containment.container import Container
-from worker_svc.supervisor.containment.marks import MARK_VARIABLE
-from worker_svc.supervisor.containment.processes import (
+from worker_svc.linux.processes import (
     Process,
     environ_value,
     own_children,
@@ -29,6 +27,8 @@ from worker_svc.supervisor.containment.processes import (
     process_tree,
     snapshot,
 )
+from worker_svc.supervisor.containment.container import Container
+from worker_svc.supervisor.containment.marks import MARK_VARIABLE
 from worker_svc.supervisor.containment.signals import group_exists
 
 _LOOKS_MAX: Final = 100

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final, NamedTuple
 
+from worker_svc.linux.processes import Process, environ_value, is_there, process, snapshot
 from worker_svc.supervisor.containment.container import Container
 from worker_svc.supervisor.containment.marks import MARK_VARIABLE, Marks
 from worker_svc.supervisor.containment.orphans import Orphans
-from worker_svc.supervisor.containment.processes import Process, environ_value, is_there, process, snapshot
 from worker_svc.supervisor.containment.signals import signal_verified
 
 # The loop has other jobs to look after; who is not done by then is called again.

@@ -25,6 +25,7 @@ from contextlib import suppress
 from typing import Final
 
 from worker_svc.job.limits import Limits
+from worker_svc.linux.threads import start_thread
 from worker_svc.supervisor.spawn.explain import cwd_error, explain, explain_exec
 from worker_svc.supervisor.spawn.plan import (
     Attempt,
@@ -36,7 +37,6 @@ from worker_svc.supervisor.spawn.plan import (
     start_ticks_of,
 )
 from worker_svc.supervisor.spawn.steps import RLIMITS, Op, Place, Program
-from worker_svc.supervisor.threads import start_thread
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_NO_NEW_PRIVS: Final = 38

@@ -12,8 +12,8 @@ import threading
 import time
 from typing import Final
 
-from worker_svc.supervisor import syscalls
-from worker_svc.supervisor.threads import start_thread
+from worker_svc.linux import syscalls
+from worker_svc.linux.threads import start_thread
 
 _SLACK_BYTES: Final = 4 * 1024 * 1024
 _PIECE_BYTES: Final = 256 * 1024

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 from worker_svc.job import fault_text
+from worker_svc.linux.threads import start_thread
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.spawn.plan import Attempt, Files, LaunchPlan, Spawned, SpawnFailed
 from worker_svc.supervisor.spawn.steps import Program, program_of
-from worker_svc.supervisor.threads import start_thread
 
 NATIVE: Final = "native"
 PYTHON: Final = "python"

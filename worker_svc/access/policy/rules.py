@@ -9,10 +9,10 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from worker_svc.access.policy.lookup import Found
 from worker_svc.config.policy_rules import MINIMA, PolicyRules
 from worker_svc.job import JobSpec, OutputPolicy, name_of
 from worker_svc.job.limits import BY_NAME, amount_text
-from worker_svc.policy.lookup import Found
 
 DEFAULT_RULE: Final = "default: everything is allowed"
 

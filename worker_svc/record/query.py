@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from worker_svc.job import JobRecord, JobState
-from worker_svc.supervisor.store_rows import RECORD_COLUMNS, WHOLE_RECORD_COLUMNS, record_from_row
+from worker_svc.record.schema import RECORD_COLUMNS, WHOLE_RECORD_COLUMNS, record_from_row
 
 _NO_LABELS: Final[Mapping[str, str]] = MappingProxyType({})
 _ORDINAL_MAX: Final = 2**63 - 1

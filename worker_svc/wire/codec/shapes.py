@@ -12,14 +12,14 @@ import betterproto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
-from worker_svc.codec import wire
-from worker_svc.codec.lean import make_lean
-from worker_svc.codec.times import datetime_of, duration_fields, timedelta_of, timestamp_fields
 from worker_svc.job import ARGS_MAX, ENV_MAX, LABELS_MAX, InvalidArgument
 from worker_svc.job.identity import GROUPS_MAX, PATHS_MAX
 from worker_svc.job.limits import BY_NAME
 from worker_svc.pb import jobscheduler
 from worker_svc.pb.descriptors import FILES
+from worker_svc.wire.codec import wire
+from worker_svc.wire.codec.lean import make_lean
+from worker_svc.wire.codec.times import datetime_of, duration_fields, timedelta_of, timestamp_fields
 
 PACKAGE: Final = "jobscheduler"
 

@@ -11,8 +11,8 @@ import sqlite3
 from typing import TYPE_CHECKING, Any, Final
 
 from worker_svc.job import JobRecord, JobSpec, JobState, KnownJob, Outcome, Transition
-from worker_svc.supervisor.clocks import SteadyClock
-from worker_svc.supervisor.store_rows import (
+from worker_svc.linux.clocks import SteadyClock
+from worker_svc.record.schema import (
     EVENT_COLUMNS,
     EVER_KNOWN,
     INSERT_EVENT,
@@ -38,7 +38,7 @@ from worker_svc.supervisor.store_rows import (
 )
 
 if TYPE_CHECKING:
-    from worker_svc.supervisor.store_query import FoundJobs, JobQuery
+    from worker_svc.record.query import FoundJobs, JobQuery
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -88,7 +88,7 @@ class StoreReader:
 
     def find(self, query: JobQuery, below: int | None, limit: int, max_bytes: int, *, whole: bool = False) -> FoundJobs:
         """The next jobs that match, newest first, below an ordinal: what is found with a bounded amount of work."""
-        from worker_svc.supervisor.store_query import find  # the supervisor has no need of it
+        from worker_svc.record.query import find  # the supervisor has no need of it
 
         return find(self._db, query, below, limit, max_bytes, whole=whole)
 

@@ -9,14 +9,14 @@ import socket
 import struct
 from typing import Any, Final, NamedTuple
 
-from worker_svc.supervisor.containment.groups import path_of
-from worker_svc.supervisor.containment.marks import STATE_VARIABLE
-from worker_svc.supervisor.containment.processes import environ_value, lineage
+from worker_svc.linux.processes import environ_value, group_path_of, lineage
 
 _UCRED: Final = struct.Struct("3i")
 _INT: Final = struct.Struct("i")
 # Since Linux 6.5 (asm-generic/socket.h): a pidfd of who connected, whoever has its number by now.
 _SO_PEERPIDFD: Final = 77
+# Every process of a job is started with it, and its children have it of them.
+STATE_VARIABLE: Final = "WORKER_STATE_ID"
 _STATE: Final = STATE_VARIABLE.encode()
 
 
@@ -64,7 +64,7 @@ class Kinship(NamedTuple):
         )
 
     def _is_in_a_group(self, pid: int) -> bool:
-        return bool(self.cgroup) and path_of(pid).startswith(f"{self.cgroup}/")
+        return bool(self.cgroup) and group_path_of(pid).startswith(f"{self.cgroup}/")
 
 
 def _has_exited(pidfd: int) -> bool:

@@ -7,9 +7,9 @@ import os
 import sqlite3
 from typing import Any, Final
 
-from worker_svc.supervisor import syscalls
+from worker_svc.linux import syscalls
+from worker_svc.record.store import JobStore
 from worker_svc.supervisor.journal import note
-from worker_svc.supervisor.store import JobStore
 
 _MACHINE_ID: Final = "/etc/machine-id"
 _KEY: Final = "original"

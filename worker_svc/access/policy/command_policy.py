@@ -6,12 +6,9 @@ import os
 import pwd
 from typing import NamedTuple
 
-from worker_svc.config import JobsConfig, PolicyConfig, PolicyRules, SandboxConfig
-from worker_svc.config.policy_rules import MINIMA
-from worker_svc.job import CheckedFile, Identity, JobSpec, name_of
-from worker_svc.policy.floors import Floors, Tables, judge_floors
-from worker_svc.policy.lookup import find_command, find_directory, find_script, read_kind
-from worker_svc.policy.rules import (
+from worker_svc.access.policy.floors import Floors, Tables, judge_floors
+from worker_svc.access.policy.lookup import find_command, find_directory, find_script, read_kind
+from worker_svc.access.policy.rules import (
     DEFAULT_RULE,
     Decision,
     Denied,
@@ -22,6 +19,9 @@ from worker_svc.policy.rules import (
     root_of,
     script_root_of,
 )
+from worker_svc.config import JobsConfig, PolicyConfig, PolicyRules, SandboxConfig
+from worker_svc.config.policy_rules import MINIMA
+from worker_svc.job import CheckedFile, Identity, JobSpec, name_of
 
 
 class Judged(NamedTuple):

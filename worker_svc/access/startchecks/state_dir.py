@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from worker_svc.config import Address, Config
-from worker_svc.supervisor import statedir
+from worker_svc.record import statedir
 
 # As the FHS has them; in containers they can be empty.
 _EVERYBODYS: Final = ("/tmp", "/var/tmp", "/dev/shm", "/run")  # noqa: S108

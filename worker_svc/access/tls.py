@@ -17,7 +17,7 @@ from typing import Any, Final
 from structlog.typing import FilteringBoundLogger
 
 from worker_svc.config import GrpcServerConfig, SchedulerConfig
-from worker_svc.supervisor.syscalls import IN_CREATE, IN_MOVED_TO, inotify_add_watch, inotify_init
+from worker_svc.linux.syscalls import IN_CREATE, IN_MOVED_TO, inotify_add_watch, inotify_init
 
 _IN_CLOSE_WRITE: Final = 0x0008
 # Certificate and key are two files: whoever replaces both gets this long before they are read.

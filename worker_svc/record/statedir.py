@@ -7,9 +7,9 @@ import sqlite3
 from contextlib import closing
 from typing import Final
 
-from worker_svc import frames
-from worker_svc.supervisor import crashpoints
-from worker_svc.supervisor.store_rows import STORE_NAME, uri_of
+from worker_svc.ipc import frames
+from worker_svc.linux import failpoints
+from worker_svc.record.schema import STORE_NAME, uri_of
 
 SUPERVISOR_LOCK_NAME: Final = "supervisor.lock"
 WORKER_LOCK_NAME: Final = "worker.lock"
@@ -22,8 +22,8 @@ _BEFORE_A_STORE: Final = frozenset(
     {
         SUPERVISOR_LOCK_NAME, WORKER_LOCK_NAME, OUTPUT_NAME, RESERVE_NAME, STORE_NAME, f"{STORE_NAME}-journal",
         frames.SUPERVISOR_LOG_NAME, frames.SOCKET_NAME, frames.KEY_NAME, f"{frames.KEY_NAME}.new",
-        crashpoints.FILE_NAME, crashpoints.WORKER_FILE_NAME,
-        crashpoints.REACHED_NAME, "lost+found",
+        failpoints.FILE_NAME, failpoints.WORKER_FILE_NAME,
+        failpoints.REACHED_NAME, "lost+found",
     }
 )  # fmt: skip
 _SHOWN: Final = 3

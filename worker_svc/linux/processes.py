@@ -170,3 +170,14 @@ def _read(path: str, limit: int) -> bytes | None:
         return None
     finally:
         os.close(fd)
+
+
+def group_path_of(pid: int) -> str:
+    """Where its group is in the v2 hierarchy, as proc_pid_cgroup(5) has it; empty: it is gone."""
+    try:
+        with open(f"/proc/{pid}/cgroup", errors="surrogateescape") as file:
+            return next((line[3:].rstrip("\n") for line in file if line.startswith("0::")), "")
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
+        return ""

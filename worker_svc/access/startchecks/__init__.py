@@ -10,11 +10,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from worker_svc.access.startchecks.own_jobs import what_jobs_can_do
+from worker_svc.access.startchecks.policy_files import dangers_to_policy
+from worker_svc.access.startchecks.state_dir import problems_of
+from worker_svc.access.startchecks.trust import Danger, Who, is_others, who_else_can_replace
 from worker_svc.config import Config
-from worker_svc.startchecks.own_jobs import what_jobs_can_do
-from worker_svc.startchecks.policy_files import dangers_to_policy
-from worker_svc.startchecks.state_dir import problems_of
-from worker_svc.startchecks.trust import Danger, Who, is_others, who_else_can_replace
 
 _GROUP_OR_OTHERS: Final = 0o077
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from worker_svc.access.policy.rules import Denied
 from worker_svc.config import PolicyRules
 from worker_svc.job import Identity, JobSpec, Sandbox
-from worker_svc.policy.rules import Denied
 
 FREE_ROLE = "admin"
 

@@ -25,8 +25,9 @@ from worker_svc.job import (
     parse_signal,
     signal_name,
 )
-from worker_svc.messages.defaults import Defaults
-from worker_svc.messages.limits import (
+from worker_svc.pb import jobscheduler as pb
+from worker_svc.wire.messages.defaults import Defaults
+from worker_svc.wire.messages.limits import (
     asked_for,
     identity_from,
     identity_message,
@@ -36,7 +37,6 @@ from worker_svc.messages.limits import (
     sandbox_from,
     sandbox_message,
 )
-from worker_svc.pb import jobscheduler as pb
 
 LIST_PAGE_MAX = 1000
 LIST_PAGE_DEFAULT = 100

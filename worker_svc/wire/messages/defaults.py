@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from worker_svc.job import Identity, LeaderExit, Limits, OutputPolicy, OutputVia
 from worker_svc.job.limits import DECIMAL, LIMITS, RLIMITS, UNLIMITED
-from worker_svc.messages.limits import LimitDefaults
+from worker_svc.wire.messages.limits import LimitDefaults
 
 if TYPE_CHECKING:
     from worker_svc.config import Config

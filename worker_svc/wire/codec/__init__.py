@@ -17,9 +17,9 @@ from grpclib.const import Status
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError
 
-from worker_svc.codec import wire
-from worker_svc.codec.shapes import Shape, shape_of
 from worker_svc.job import InvalidArgument
+from worker_svc.wire.codec import wire
+from worker_svc.wire.codec.shapes import Shape, shape_of
 
 __all__ = ["LARGE_BYTES", "Encoded", "MessageCodec", "decode", "encode"]
 

@@ -21,8 +21,8 @@ import grpclib.server
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from worker_svc import statuses
-from worker_svc.access import RPCS, UNKNOWN_RPC, Caller, Doorkeeper, Role, Rpc, Scope, Verdict
+from worker_svc.access.policy import Decision
+from worker_svc.access.roles import RPCS, UNKNOWN_RPC, Caller, Doorkeeper, Role, Rpc, Scope, Verdict
 from worker_svc.feed import unreadable
 from worker_svc.job import (
     JobError,
@@ -38,10 +38,10 @@ from worker_svc.job import (
 from worker_svc.masking import Masker
 from worker_svc.output import Room
 from worker_svc.pb import jobscheduler as pb
-from worker_svc.policy import Decision
 from worker_svc.printable import printable
-from worker_svc.supervisor.store import StoreError
+from worker_svc.record.store import StoreError
 from worker_svc.telemetry import Audit
+from worker_svc.wire import statuses
 
 _DRAINING: Final = "the worker is shutting down: connect again, and go on from where you were"
 _HIDDEN_KEYS: Final = "access.secret_keys"

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Final
 
+from worker_svc.access.policy.rules import is_glob, is_real
 from worker_svc.config import PolicyConfig, PolicyRules
-from worker_svc.policy.rules import is_glob, is_real
 
 _ROLES: Final = ("admin", "operator", "submitter")
 # Of what runs whatever it is given, the usual.

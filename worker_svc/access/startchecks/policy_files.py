@@ -11,8 +11,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
+from worker_svc.access.startchecks.trust import Danger, Who, who_else_can_replace, who_else_can_write
 from worker_svc.config import PolicyConfig
-from worker_svc.startchecks.trust import Danger, Who, who_else_can_replace, who_else_can_write
 
 # Of a large tree the rest is not looked at: a start must not wait for it.
 _LOOKED_AT_MAX: Final = 2000

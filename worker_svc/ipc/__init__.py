@@ -1,0 +1,1 @@
+"""The unix socket between worker and supervisor, for both ends."""

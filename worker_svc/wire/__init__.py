@@ -1,0 +1,1 @@
+"""Between bytes, messages of the contract and our own types: the only place that knows all three."""
