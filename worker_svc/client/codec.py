@@ -9,8 +9,8 @@ from grpclib.const import Status
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError
 
-from worker_svc.codec.shapes import shape_of
 from worker_svc.job import InvalidArgument
+from worker_svc.wire.codec.shapes import shape_of
 
 
 class ClientCodec(CodecBase):
