@@ -6,9 +6,14 @@ A module that wants another worker or supervisor than the plain one says only in
 
 from __future__ import annotations
 
+import logging
+import os
 import shlex
+import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,14 +22,23 @@ import pytest
 
 from tests.support import programs
 from tests.support.contained import LEVELS, contained, skip_unless
-from tests.support.fake_worker import FakeWorker
+from tests.support.fake_scheduler import FakeScheduler
+from tests.support.fake_worker import FakeWorker, serving, serving_in_thread
 from tests.support.filesystems import mounted
-from tests.support.output_files import why_no_holes
+from tests.support.grpc_host import GrpcHost
+from tests.support.output_files import eventually, inotify_watches, why_no_holes
+from tests.support.output_files import open_fds as own_open_fds
 from tests.support.peers import Peer, Peers
+from tests.support.policies import script
+from tests.support.raw_h2 import RawClient
 from tests.support.secured import make_certs, tls_keys
 from tests.support.spawning import Launchpad, skip_unless_built
+from tests.support.streams import Teller
+from tests.support.telemetry import ME, OTHER
 from tests.support.workers import SupervisorProcess, Worker
 from worker_svc.client import WorkerClient
+from worker_svc.job import OutputVia
+from worker_svc.output import OutputReader
 from worker_svc.record.store import JobStore, StoreReader
 from worker_svc.supervisor.containment import CGROUP, SUBREAPER, Containment
 from worker_svc.supervisor.spawn import NATIVE, PYTHON
@@ -113,6 +127,100 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def open_dir() -> Iterator[Path]:
+    """A directory that every user can reach, as those of pytest are not."""
+    path = Path(tempfile.mkdtemp(prefix="worker-svc-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def write_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Writes conf/worker.toml, from a current directory beside it; its relative path."""
+    for name in ("cwd", "conf"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+
+    def write(text: str) -> Path:
+        (tmp_path / "conf" / "worker.toml").write_text(text)
+        return Path("../conf/worker.toml")
+
+    return write
+
+
+@pytest.fixture
+def script_root(tmp_path: Path) -> Path:
+    """With one script; its real path."""
+    root = tmp_path.resolve() / "jobs"
+    root.mkdir()
+    script(root / "ok.sh", "inside")
+    return root
+
+
+@pytest.fixture
+def plain_logging() -> Iterator[None]:
+    """set_up_log takes over the root logger, as it should in a process of its own."""
+    root, hook = logging.getLogger(), sys.unraisablehook
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(capture=False)
+    sys.unraisablehook = hook
+
+
+@pytest.fixture
+def log_folder(tmp_path: Path) -> Path:
+    """With a place for the cursor of each of two workers."""
+    for worker_id in (ME, OTHER):
+        (tmp_path / worker_id).mkdir()
+    return tmp_path
+
+
+# The output of jobs
+
+
+@pytest.fixture(params=["disk", "tmpfs"])
+def output_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    if request.param == "disk":
+        yield tmp_path
+        return
+    shm = Path("/dev/shm")
+    if not os.access(shm, os.W_OK):
+        pytest.skip("/dev/shm is not there or not writable")
+    with tempfile.TemporaryDirectory(dir=shm) as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def output_file(output_folder: Path) -> Path:
+    return output_folder / "job.out"
+
+
+@pytest.fixture
+async def output_reader() -> AsyncIterator[OutputReader]:
+    """And nothing is held by the time the test ends."""
+    before = own_open_fds()
+    reader = OutputReader()
+    yield reader
+    await eventually(lambda: inotify_watches() == 0)
+    reader.close()
+    await eventually(lambda: len(own_open_fds()) <= len(before))
+
+
+@pytest.fixture(params=OutputVia, ids=lambda via: via.name)
+def via(request: pytest.FixtureRequest) -> OutputVia:
+    return OutputVia(request.param)
+
+
+@pytest.fixture
+def teller(tmp_path: Path) -> Iterator[Teller]:
+    with Teller(tmp_path, "teller") as one:
+        yield one
+
+
 # The parts of a supervisor
 
 
@@ -195,7 +303,7 @@ async def client(worker: Worker) -> AsyncIterator[WorkerClient]:
 @pytest.fixture(scope="module")
 def shared_keys() -> dict[str, Any]:
     """The shared worker's configuration."""
-    return {}
+    return {"JOBS_SLOTS": "100"}
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +323,50 @@ async def shared_client(shared: Worker) -> AsyncIterator[WorkerClient]:
 def fake_worker() -> FakeWorker:
     """Without a supervisor: it answers as told, and remembers what it was asked."""
     return FakeWorker()
+
+
+@pytest.fixture
+async def faked(fake_worker: FakeWorker) -> AsyncIterator[WorkerClient]:
+    """A client of it."""
+    async with serving(fake_worker) as address, WorkerClient(address) as client:
+        yield client
+
+
+@pytest.fixture
+def fake_address(fake_worker: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Of it, which the command line takes from its environment."""
+    with serving_in_thread(fake_worker) as address:
+        monkeypatch.setenv("WORKER_SVC_ADDR", address)
+        yield address
+
+
+# Servers without a worker, and schedulers
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[GrpcHost]:
+    with GrpcHost() as started:
+        yield started
+
+
+@pytest.fixture
+def raw(host: GrpcHost) -> Iterator[RawClient]:
+    with RawClient(host.address) as connected:
+        yield connected
+
+
+@pytest.fixture
+async def scheduler() -> AsyncIterator[FakeScheduler]:
+    async with FakeScheduler() as scheduler:
+        yield scheduler
+
+
+@pytest.fixture
+async def absent() -> AsyncIterator[FakeScheduler]:
+    """Its port is held, and refuses."""
+    scheduler = FakeScheduler()
+    yield scheduler
+    await scheduler.close()
 
 
 # A worker over mTLS, shared by the tests of a module

@@ -27,11 +27,6 @@ WORST = "\x01"
 LARGE = ["x" * 100_000] * 14
 
 
-@pytest.fixture(scope="module")
-def shared_keys() -> dict[str, Any]:
-    return {"JOBS_SLOTS": "50"}
-
-
 @pytest.mark.parametrize(
     "large, field",
     [

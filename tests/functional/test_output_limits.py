@@ -1,4 +1,4 @@
-"""What bounds the disk: caps on output, retention of finished jobs, floors for new ones, and a disk that is full."""
+"""Caps on output, while jobs write."""
 
 from __future__ import annotations
 
@@ -16,52 +16,35 @@ from typing import Any, Final
 import pytest
 
 from tests.support import programs
+from tests.support.capped import MIB, capped, writes
 from tests.support.filesystems import mounted
 from tests.support.output_files import pattern
 from tests.support.waiting import eventually_sync
-from tests.support.workers import PATIENCE_S, ROOT, SupervisorProcess, Worker, start_fields
+from tests.support.workers import PATIENCE_S, SupervisorProcess, Worker
 from worker_svc.client import WorkerClient
-from worker_svc.ipc import frames
 from worker_svc.job import (
     InvalidArgument,
     JobState,
     Outcome,
     OutputPolicy,
     OutputVia,
-    ResourceExhausted,
 )
 from worker_svc.pb.jobscheduler import OutputChunk, OutputStream
 from worker_svc.pb.jobscheduler import OutputPolicy as Policy
 from worker_svc.record.store import output_path, stderr_path
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("holes")]
-MIB: Final = 1 << 20
 
-# Writes argv[1] bytes of `pattern` to the fd argv[2] as fast as it can, touching the file argv[3] (if given) after the
-# first MiB and waiting for argv[4] (if given) at the end.
-PATTERN: Final = """
-import os, sys, time
-total, fd = int(sys.argv[1]), int(sys.argv[2])
-begun, go = sys.argv[3:5] if len(sys.argv) > 3 else ("", "")
-for at in range(0, total, 1 << 20):
-    data = memoryview(b"".join(b"%015d\\n" % n for n in range(at // 16, min(total, at + (1 << 20)) // 16 + 1)))
-    data = data[: min(total - at, 1 << 20)]
-    while data: data = data[os.write(fd, data):]
-    if begun: open(begun, "w").close(); begun = ""
-while go and not os.path.exists(go): time.sleep(0.01)
-"""
 # At full speed: blocks of a MiB of a line that is always the same.
 FLOOD: Final = """
 import os, sys
 block = b"0123456789abcde\\n" * 65536
 for _ in range(int(sys.argv[1]) >> 20): os.write(1, block)
 """
+
 ENDLESS: Final = "import os\nblock = b'0123456789abcde\\n' * 4096\nwhile True: os.write(1, block)"
+
 ENDLESS_DEAF: Final = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + ENDLESS
-
-
-def writes(total: int, fd: int = 1, begun: Path | str = "", go: Path | str = "") -> list[str]:
-    return programs.python(PATTERN, str(total), str(fd), str(begun), str(go))
 
 
 def size_of(path: str) -> int:
@@ -104,15 +87,6 @@ class Sampler:
 async def collect(client: WorkerClient, job_id: str, **options: Any) -> list[OutputChunk]:
     async with asyncio.timeout(60):
         return [chunk async for chunk in client.output(job_id, **options)]
-
-
-def capped(cap: int, policy: OutputPolicy = OutputPolicy.DROP_HEAD, via: OutputVia = OutputVia.FILE) -> dict[str, Any]:
-    return {"output_max_bytes": cap, "output_policy": int(policy), "output_via": int(via)}
-
-
-@pytest.fixture(params=OutputVia, ids=lambda via: via.name)
-def via(request: pytest.FixtureRequest) -> OutputVia:
-    return OutputVia(request.param)
 
 
 # drop_head
@@ -375,348 +349,3 @@ def test_a_file_system_that_can_is_not_warned_of(tmp_path: Path, state: Path) ->
     with Worker(tmp_path) as worker:
         asyncio.run(check(worker))
         assert worker.log_events("output.cannot_drop_head") == []
-
-
-# Retention
-
-
-def files(state: Path) -> set[str]:
-    return {path.name for path in (state / "output").iterdir()}
-
-
-def finished(supervisor: SupervisorProcess) -> list[str]:
-    with supervisor.reader() as reader:
-        return [row.job_id for row in reader.oldest_finished(100_000, None)]
-
-
-def run_some(supervisor: SupervisorProcess, count: int, argv: list[str] = programs.TRUE) -> list[str]:
-    """One after the other, so that it is clear which is older; with one that runs before them, and one among them."""
-    supervisor.run("running-first", programs.SLEEP)
-    job_ids = []
-    for number in range(count):
-        if number == count // 2:
-            supervisor.run("running", programs.SLEEP)
-        job_ids.append(f"j{number}")
-        supervisor.finish(job_ids[-1], argv)
-    return job_ids
-
-
-def assert_kept(supervisor: SupervisorProcess, state: Path, expected: list[str]) -> None:
-    eventually_sync(lambda: finished(supervisor) == expected, PATIENCE_S, f"not {expected} are kept")
-    names = {f"{job_id}.out" for job_id in [*expected, "running", "running-first"]}
-    eventually_sync(lambda: files(state) == names, PATIENCE_S, "files do not match records")
-    assert supervisor.record("running").state is JobState.RUNNING
-
-
-def test_by_count(supervisor: SupervisorProcess, state: Path) -> None:
-    job_ids = run_some(supervisor, 6)
-    supervisor.client.hello(keep_jobs=2)
-    assert_kept(supervisor, state, job_ids[4:])
-    supervisor.client.hello(keep_jobs=1)
-    assert_kept(supervisor, state, job_ids[5:])
-    assert [event.sequence for event in supervisor.events()] == list(range(1, len(supervisor.events()) + 1))
-
-
-def test_by_bytes(supervisor: SupervisorProcess, state: Path) -> None:
-    job_ids = run_some(supervisor, 5, programs.flood(MIB))
-    supervisor.client.hello(keep_bytes=3 * MIB + 4096)
-    assert_kept(supervisor, state, job_ids[2:])
-
-
-def test_by_age(supervisor: SupervisorProcess, state: Path) -> None:
-    job_ids = run_some(supervisor, 3)
-    first, second, third = (supervisor.record(job_id) for job_id in job_ids)
-    assert first.finished_ns is not None
-    assert second.finished_ns is not None
-    assert third.finished_ns is not None
-    supervisor.client.hello(keep_age_s=3600.0)
-    assert_kept(supervisor, state, job_ids)
-    # So that the first two are too old, and the third will not be for a while.
-    eventually_sync(lambda: time.time_ns() - third.finished_ns > 20_000_000, PATIENCE_S)  # type: ignore[operator]
-    supervisor.client.hello(keep_age_s=0.001)
-    assert_kept(supervisor, state, [])
-
-
-def test_many_go_in_small_steps(supervisor: SupervisorProcess, state: Path) -> None:
-    """Meanwhile the supervisor answers as ever, and jobs run."""
-    client = supervisor.client
-    count = 400
-    numbers = [client.send("start", **_start(f"j{number}")) for number in range(count)]
-    for number in numbers:
-        client.answer(number)
-    eventually_sync(lambda: len(finished(supervisor)) == count, 60)
-    other = supervisor.connect()
-    client.hello(keep_jobs=1)
-    rounds = 0
-    while len(finished(supervisor)) > 1:
-        other.ask("status")
-        rounds += 1
-    assert rounds > 3
-    other.close()
-    eventually_sync(lambda: len(files(state)) == 1, PATIENCE_S)
-
-
-def _start(job_id: str) -> dict[str, Any]:
-    return start_fields(job_id, programs.TRUE)
-
-
-def test_it_goes_on_while_jobs_come_without_pause(supervisor: SupervisorProcess) -> None:
-    client = supervisor.client
-    client.hello(keep_jobs=10)
-    outstanding: list[int] = []
-    for number in range(1500):
-        outstanding.append(client.send("start", **_start(f"j{number}")))
-        if len(outstanding) > 30:
-            client.answer(outstanding.pop(0))
-        if number % 100 == 99:
-            client.hello(keep_jobs=10 + number // 100 % 2)  # a look now, not in half a minute
-    for number in outstanding:
-        client.answer(number)
-    assert len(finished(supervisor)) < 1200
-    client.hello(keep_jobs=5)
-    eventually_sync(lambda: len(finished(supervisor)) == 5, PATIENCE_S)
-
-
-def test_events_are_dropped_only_when_logged(state: Path) -> None:
-    with SupervisorProcess(state) as supervisor:
-        for number in range(10):
-            supervisor.finish(f"j{number}", programs.TRUE)
-        latest = supervisor.events()[-1].sequence
-        assert latest == 30
-        supervisor.client.hello(keep_events=5)
-        supervisor.client.ask("status")
-        assert len(supervisor.events()) == 30  # no worker has logged any
-        (state / frames.CURSOR_NAME).write_bytes((12).to_bytes(8, "little"))
-        supervisor.client.hello(keep_events=6)
-        eventually_sync(lambda: supervisor.events()[0].sequence == 13, PATIENCE_S, "those that are logged stay")
-        (state / frames.CURSOR_NAME).write_bytes((30).to_bytes(8, "little"))
-        supervisor.client.hello(keep_events=5)
-        eventually_sync(lambda: supervisor.events()[0].sequence == 26, PATIENCE_S)
-        supervisor.finish("more", programs.TRUE)
-        sequences = [event.sequence for event in supervisor.events()]
-        assert sequences == list(range(sequences[0], 34))
-        assert 26 <= sequences[0] <= 29
-        assert len(finished(supervisor)) == 11
-
-
-def test_watching_from_before_the_record_begins(tmp_path: Path) -> None:
-    """Skipped is what is gone: the first one received shows where the record begins, and from there no gap."""
-
-    async def check(worker: Worker) -> None:
-        async with worker.client() as client:
-            received = []
-            async for moved in client.watch(from_sequence=1):
-                received.append(moved.sequence)
-                if moved.sequence == 33:
-                    break
-            assert received == list(range(26, 34))
-
-    state = tmp_path / "state"
-    with SupervisorProcess(state) as supervisor:
-        for number in range(11):
-            supervisor.finish(f"j{number}", programs.TRUE)
-        (state / frames.CURSOR_NAME).write_bytes((30).to_bytes(8, "little"))
-        supervisor.client.hello(keep_events=8)
-        eventually_sync(lambda: supervisor.events()[0].sequence == 26, PATIENCE_S)
-        supervisor.hang_up()
-        with Worker(tmp_path, state_dir=state) as worker:
-            asyncio.run(check(worker))
-
-
-def test_prune_by_hand(tmp_path: Path) -> None:
-    async def run(worker: Worker) -> list[str]:
-        async with worker.client() as client:
-            job_ids = []
-            for _ in range(4):
-                job_ids.append((await client.start("head", args=["-c", "100000", "/dev/zero"])).job_id)
-                await client.wait(job_ids[-1], PATIENCE_S)
-            job_ids.append((await client.start("sleep", args=["999"])).job_id)
-            return job_ids
-
-    def prune(*arguments: str) -> list[str]:
-        done: subprocess.CompletedProcess[str] = subprocess.run(
-            [sys.executable, "-m", "worker_svc", "prune", "--addr", worker.address, *arguments],
-            cwd=ROOT, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        return done.stdout.splitlines()
-
-    with Worker(tmp_path) as worker:
-        *job_ids, running = asyncio.run(run(worker))
-        names = {f"{job_id}.out" for job_id in [*job_ids, running]}
-        *listed, said = prune("--keep", "1", "--dry-run")
-        assert listed == job_ids[:3]
-        assert said.startswith("3 finished jobs would be removed, ")
-        assert files(worker.path) == names
-        *listed, said = prune("--keep", "1")
-        assert listed == job_ids[:3]
-        assert said.startswith("3 finished jobs removed, ")
-        kept = {f"{job_id}.out" for job_id in (job_ids[3], running)}
-        eventually_sync(lambda: files(worker.path) == kept, PATIENCE_S)
-        assert prune("--older-than", "3600")[-1].startswith("0 finished jobs removed")
-        assert prune("--max-bytes", "0")[:-1] == job_ids[3:]
-        assert prune("--older-than", "0", "--keep", "0")[-1].startswith("0 finished jobs removed")
-        assert worker.record(running).state is JobState.RUNNING
-
-
-def test_files_left_by_a_supervisor_that_died_are_removed(state: Path) -> None:
-    """Between the commit of a deletion and the unlinking. Never the files of a job, whatever its state."""
-    with SupervisorProcess(state, slots=1) as supervisor:
-        supervisor.finish("done", programs.BOTH_OUTPUTS, separate_stderr=True)
-        supervisor.run("running", programs.SLEEP)
-        supervisor.run("queued", programs.TRUE)
-        supervisor.kill()
-        keep = files(state) | {"notes.txt", ".hidden", "queued.out"}
-        for name in ("notes.txt", ".hidden", "queued.out"):
-            (state / "output" / name).write_text("x")
-        for number in range(1000):
-            (state / "output" / f"orphan-{number}.out").write_text("x")
-        for name in ("orphan.err", "done.out.123-4.gone", "x.out.1.gone"):
-            (state / "output" / name).write_text("x")
-        supervisor.start()
-        eventually_sync(lambda: files(state) == keep, PATIENCE_S, "orphans are left, or more is gone")
-        supervisor.client.ask("status")
-        supervisor.client.ask("stop", id="running", grace_s=0.0)
-        assert supervisor.wait_finished("queued").outcome is Outcome.SUCCEEDED
-
-
-def test_files_are_not_removed_for_want_of_the_store(state: Path) -> None:
-    """Who loses the store shall not lose the output with it."""
-    (state / "output").mkdir(parents=True)
-    (state / "output" / "precious.out").write_text("x")
-    process, said = SupervisorProcess(state).spawn()
-    assert process.wait(PATIENCE_S) == 1
-    assert "is missing, though there were jobs here (output/)" in said
-    assert files(state) == {"precious.out"}
-
-
-# Floors
-
-
-def test_floors(tmp_path: Path) -> None:
-    """Below them no new job is taken, and the answer says which, where, and what to do."""
-
-    async def check(worker: Worker, folder: Path) -> None:
-        async with worker.client() as client:
-            before = await client.start("sleep", args=["999"])
-            filler = folder / "filler"
-            filler.write_bytes(bytes(6 * MIB))
-            with pytest.raises(ResourceExhausted) as caught:
-                await client.start("true")
-            text = caught.value.message
-            assert str(4 * MIB) in text
-            assert "state.min_free_bytes" in text
-            assert str(worker.path) in text
-            assert (await client.job(before.job_id)).state == JobState.RUNNING
-            filler.unlink()
-            await client.wait((await client.start("true")).job_id, PATIENCE_S)
-
-            many = [folder / f"f{number}" for number in range(os.statvfs(folder).f_favail - 20)]
-            for path in many:
-                path.touch()
-            with pytest.raises(ResourceExhausted) as caught:
-                await client.start("true")
-            text = caught.value.message
-            assert "inodes" in text
-            assert " 50 " in text
-            assert "state.min_free_inodes" in text
-            assert str(worker.path) in text
-            for path in many:
-                path.unlink()
-            await client.wait((await client.start("true")).job_id, PATIENCE_S)
-
-    floors: dict[str, Any] = {"STATE_MIN_FREE_BYTES": str(4 * MIB), "STATE_MIN_FREE_INODES": "50"}
-    with (
-        mounted(tmp_path / "small", "tmpfs", "size=8m,nr_inodes=300,mode=700") as folder,
-        Worker(tmp_path, state_dir=folder / "state", **floors) as worker,
-    ):
-        asyncio.run(check(worker, folder))
-
-
-# A disk that is full
-
-
-def fill(folder: Path) -> Path:
-    """Leaves not a byte free; returns the file to remove to have space again."""
-    filler = folder / "filler"
-    with filler.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    assert os.statvfs(folder).f_bavail == 0
-    return filler
-
-
-def test_a_full_disk(tmp_path: Path) -> None:
-    """Filled by jobs, with the worker's log on it too: nothing recorded is lost, and neither process dies."""
-
-    async def check(worker: Worker, folder: Path) -> None:
-        supervisor = worker.supervisor_pid()
-        async with worker.client() as client:
-            go = tmp_path / "go"
-            argv = programs.until_exists(go, 3)
-            exits = (await client.start(argv[0], args=argv[1:])).job_id
-            sleeps = (await client.start("sleep", args=["999"])).job_id
-            before = worker.events()
-            # A job fills the disk: its writes fail, which is its own affair.
-            # Once it is on record as running: before, the answer to its start would wait for space too.
-            fill_now = tmp_path / "fill"
-            script = 'until [ -e "$1" ]; do sleep 0.02; done; cat /dev/zero; exec sleep 999'
-            hog = (await client.start("sh", args=["-c", script, "sh", str(fill_now)])).job_id
-            fill_now.touch()
-            eventually_sync(lambda: os.statvfs(folder).f_bavail == 0, PATIENCE_S)
-            filler = fill(folder)
-
-            with pytest.raises(ResourceExhausted) as caught:
-                await client.start("true", job_id="refused")
-            assert "full" in caught.value.message or "free" in caught.value.message
-            go.touch()
-            pid = worker.record(exits).pid
-            eventually_sync(lambda: not programs.state_of(pid), PATIENCE_S, "it was not reaped")
-            pid = worker.record(sleeps).pid
-            stopping = asyncio.create_task(client.stop(sleeps, grace_s=0.0))
-            await asyncio.to_thread(eventually_sync, lambda: not programs.state_of(pid), PATIENCE_S, "not stopped")
-            assert (await client.job(sleeps)).state in (JobState.RUNNING, JobState.STOPPING)
-            with pytest.raises(ResourceExhausted):
-                await client.start("true", job_id="refused")
-            # The supervisor has nothing to do but to try again, a few times a second.
-            await asyncio.to_thread(eventually_sync, lambda: programs.sleeps_for(supervisor, 0.05), message="it spins")
-
-            hog_pid = worker.record(hog).pid
-            os.kill(hog_pid, 9)
-            filler.unlink()
-            os.truncate(output_path(str(worker.path), hog), 0)
-            await asyncio.wait_for(stopping, PATIENCE_S)
-            assert (await client.wait(exits, PATIENCE_S)).exit_code == 3
-            assert (await client.wait(sleeps, PATIENCE_S)).outcome == Outcome.STOPPED
-            assert (await client.wait(hog, PATIENCE_S)).outcome == Outcome.SIGNALED
-            started = await client.start("true", job_id="refused")
-            assert not started.existed
-            assert (await client.wait("refused", PATIENCE_S)).outcome == Outcome.SUCCEEDED
-        events = worker.events()
-        assert events[: len(before)] == before
-        assert [event.sequence for event in events] == list(range(1, len(events) + 1))
-        assert worker.supervisor_pid() == supervisor
-        assert worker.process is not None
-        assert worker.process.poll() is None
-
-    with (
-        mounted(tmp_path / "small", "tmpfs", "size=3m,mode=700") as folder,
-        Worker(tmp_path, state_dir=folder / "state", STATE_MIN_FREE_BYTES="0", STATE_MIN_FREE_INODES="0") as worker,
-    ):
-        asyncio.run(check(worker, folder))
-
-
-def test_a_supervisor_that_starts_on_a_full_disk_still_drops_heads(tmp_path: Path) -> None:
-    """What it cannot find out by writing it does not hold against jobs, which it would have to stop."""
-    with (
-        mounted(tmp_path / "small", "tmpfs", "size=16m,mode=700") as folder,
-        SupervisorProcess(folder / "state") as supervisor,
-    ):
-        supervisor.run("j", writes(5 * MIB, 1, tmp_path / "begun", tmp_path / "go"), **capped(MIB))
-        eventually_sync((tmp_path / "begun").exists, PATIENCE_S)
-        filler = fill(folder)
-        supervisor.kill()
-        supervisor.start()
-        assert supervisor.client.ask("status")["can_drop_head"]
-        filler.unlink()
-        (tmp_path / "go").touch()
-        assert supervisor.wait_finished("j").outcome in (Outcome.SUCCEEDED, Outcome.LOST, Outcome.FAILED)

@@ -18,9 +18,9 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from tests.functional.test_registration import Log, registration, running
 from tests.support.fake_scheduler import FakeScheduler
 from tests.support.raw_h2 import head
+from tests.support.registering import Log, registration, running
 from tests.support.waiting import eventually
 
 FLOODS: dict[str, list[Frame]] = {

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -18,11 +15,10 @@ from typing import Any
 import pytest
 
 from tests.support.programs import children_of, open_fds, python, rss_bytes
-from tests.support.spawning import PATH, Launchpad, status_of_job
+from tests.support.spawning import PATH, STATUS, Launchpad, run_apart, status_of_job
 from worker_svc.supervisor.spawn import NATIVE, SpawnFailed, spawn, start_ticks_of
 
 ROOT = Path(__file__).parents[2]
-STATUS = ("cat", "/proc/self/status")
 
 
 # Makes either spawner take its long way (the pure-Python one: its launcher).
@@ -135,16 +131,6 @@ def test_a_job_leads_its_session_and_has_no_terminal(pad: Launchpad, more: dict[
     out = pad.directory / "out"
     pid = run_apart(code, str(out))
     assert out.read_text() == f"{pid} {pid} {pid} 0\n"
-
-
-def run_apart(code: str, *args: str, **fields: Any) -> str:
-    """Runs it in a Python of its own; its output."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *args],
-        capture_output=True, text=True, check=False, cwd=ROOT, timeout=50, **fields,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-    return str(done.stdout)
 
 
 @both_ways

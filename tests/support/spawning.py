@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +15,8 @@ import pytest
 from worker_svc.supervisor.spawn import IMPLEMENTATION, NATIVE, LaunchPlan, spawn
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+ROOT = Path(__file__).parents[2]
+STATUS = ("cat", "/proc/self/status")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the user of a process")
 
 
@@ -117,10 +121,18 @@ def build_native(directory: Path, *flags: str) -> Path | str:
         return "there is no C compiler"
     if not (Path(include) / "Python.h").exists():
         return f"there is no {include}/Python.h"
-    import subprocess
-
     source = Path(sys.modules["worker_svc.supervisor.spawn"].__file__ or "").parent / "_native.c"
     target = directory / "_native.abi3.so"
     command = [compiler, "-shared", "-fPIC", "-std=gnu11", "-DPy_LIMITED_API=0x030B0000", f"-I{include}", *flags]
     done = subprocess.run([*command, "-o", target, source], capture_output=True, text=True, check=False)
     return target if done.returncode == 0 else f"{compiler} failed: {done.stderr.strip()[-500:]}"
+
+
+def run_apart(code: str, *args: str, **fields: Any) -> str:
+    """Runs it in a Python of its own; its output."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *args],
+        capture_output=True, text=True, check=False, cwd=ROOT, timeout=50, **fields,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    return str(done.stdout)

@@ -21,9 +21,9 @@ from tests.support.crash.driver import Driver, shut_down
 from tests.support.crash.jobs import make_jobs
 from tests.support.crash.judge import judge
 from tests.support.kernel import tells_exit_of_strangers
+from tests.support.served import assert_logged_exactly_once
 from tests.support.waiting import eventually, eventually_sync
 from tests.support.workers import PATIENCE_S, ROOT, Worker, until
-from tests.system.test_worker import assert_logged_exactly_once
 from worker_svc import Unavailable, WorkerClient
 from worker_svc.job import JobSpec, JobState, Outcome, Transition
 from worker_svc.linux import failpoints

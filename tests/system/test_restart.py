@@ -13,9 +13,9 @@ import pytest
 
 from tests.support import programs
 from tests.support.programs import is_alive
+from tests.support.served import MIX, assert_logged_exactly_once
 from tests.support.waiting import eventually
 from tests.support.workers import PATIENCE_S, Worker, until
-from tests.system.test_worker import MIX, assert_logged_exactly_once
 from worker_svc import JobState, Outcome, Unavailable, WorkerClient
 from worker_svc.pb import jobscheduler as pb
 

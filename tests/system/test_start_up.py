@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.served import failure_of
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, ROOT, Worker
-from tests.system.test_worker import failure_of
 from worker_svc.record.statedir import SUPERVISOR_LOCK_NAME
 from worker_svc.record.store import STORE_NAME
 

@@ -19,9 +19,9 @@ from tests.support import programs
 from tests.support.crash.driver import shut_down
 from tests.support.crash.judge import left_behind
 from tests.support.programs import is_alive
+from tests.support.served import failure_of
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, ROOT, SupervisorProcess, Worker
-from tests.system.test_worker import failure_of
 from worker_svc.ipc import frames
 from worker_svc.job import JobState, Outcome
 from worker_svc.record.store import SCHEMA_VERSION, STORE_NAME

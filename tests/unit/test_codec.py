@@ -1,4 +1,4 @@
-"""Strict when reading, exact when writing; protobuf's own runtime is the reference."""
+"""The codec: bytes to messages and back."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hypothesis import example as with_example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.codec import refusal
 from tests.support.fuzzing import (
     FRAMES,
     MESSAGES,
@@ -32,12 +33,6 @@ from worker_svc.wire.codec import MessageCodec, decode, encode
 from worker_svc.wire.codec.shapes import shape_of
 
 NAMES = [kind.__name__ for kind in MESSAGES]
-
-
-def refusal(data: bytes, kind: type[Any] = pb.StartJobReq) -> str:
-    with pytest.raises(InvalidArgument) as caught:
-        decode(data, kind)
-    return caught.value.message
 
 
 # Writing
@@ -154,76 +149,6 @@ def test_an_answer_of_another_type() -> None:
 def test_what_is_no_message_of_ours() -> None:
     with pytest.raises(TypeError, match="no message of the contract"):
         decode(b"", type("StartJobReq", (), {}))
-
-
-# Times
-
-DURATIONS = [
-    (b"", timedelta(0)),
-    (b"\x08\x05", timedelta(seconds=5)),
-    (b"\x08\x05\x10\x80\xca\xb5\xee\x01", timedelta(seconds=5, microseconds=500_000)),
-    (b"\x08" + varint(2**64 - 1), timedelta(seconds=-1)),
-    (b"\x10" + varint(2**64 - 500_000_000), timedelta(microseconds=-500_000)),
-    (b"\x08" + varint(2**64 - 1) + b"\x10" + varint(2**64 - 500_000_000), timedelta(seconds=-1, microseconds=-500_000)),
-    (b"\x08" + varint(315_576_000_000), timedelta(seconds=315_576_000_000)),
-    (b"\x08" + varint(2**64 - 315_576_000_000), timedelta(seconds=-315_576_000_000)),
-]
-
-
-@pytest.mark.parametrize("wire,value", DURATIONS)
-def test_durations_both_ways(wire: bytes, value: timedelta) -> None:
-    data = b"\x5a" + varint(len(wire)) + wire
-    assert decode(data, pb.WaitJobReq).timeout == value
-    assert encode(pb.WaitJobReq(timeout=value)) == data
-
-
-@pytest.mark.parametrize(
-    "nanos,micros",
-    [(1, 1), (499, 1), (500, 1), (999, 1), (1499, 1), (1501, 2), (-1, -1), (-499, -1), (999_999_999, 1_000_000)],
-)
-def test_nanoseconds_never_round_to_nothing(nanos: int, micros: int) -> None:
-    """A timeout of zero means none."""
-    wire = b"\x10" + varint(nanos % 2**64)
-    assert decode(b"\x5a" + varint(len(wire)) + wire, pb.WaitJobReq).timeout == timedelta(microseconds=micros)
-
-
-@pytest.mark.parametrize(
-    "seconds,nanos,words",
-    [
-        (315_576_000_001, 0, "timeout: must be from -315576000000"),
-        (-315_576_000_001, 0, "timeout: must be from -315576000000"),
-        (0, 1_000_000_000, "timeout: nanos must be from"),
-        (0, -1_000_000_000, "timeout: nanos must be from"),
-        (1, -1, "timeout: seconds and nanos must have the same sign"),
-        (-1, 1, "timeout: seconds and nanos must have the same sign"),
-    ],
-)
-def test_durations_out_of_range(seconds: int, nanos: int, words: str) -> None:
-    wire = b"\x08" + varint(seconds % 2**64) + b"\x10" + varint(nanos % 2**64)
-    assert words in refusal(b"\x5a" + varint(len(wire)) + wire, pb.WaitJobReq)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        datetime(1970, 1, 1, tzinfo=UTC),
-        datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
-        datetime(1, 1, 1, tzinfo=UTC),
-        datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
-        datetime(2026, 11, 24, 1, 2, 3, 4, tzinfo=UTC),
-    ],
-)
-def test_timestamps_both_ways(value: datetime) -> None:
-    message = decode(encode(pb.ListJobsReq(accepted_since=value)), pb.ListJobsReq)
-    assert message.accepted_since == value
-    reference: Any = shape_of(pb.ListJobsReq).parse(encode(message))
-    assert reference.accepted_since.ToDatetime(UTC) == value
-
-
-@pytest.mark.parametrize("seconds,nanos", [(253_402_300_800, 0), (-62_135_596_801, 0), (0, -1), (0, 1_000_000_000)])
-def test_timestamps_out_of_range(seconds: int, nanos: int) -> None:
-    wire = b"\x08" + varint(seconds % 2**64) + b"\x10" + varint(nanos % 2**64)
-    assert refusal(b"\x62" + varint(len(wire)) + wire, pb.ListJobsReq).startswith("accepted_since: ")
 
 
 # Reading
