@@ -1,4 +1,4 @@
-"""What all tests have in common: which of them run, how a failure is repeated, and the fixtures.
+"""The fixtures that tests have in common.
 
 A module that wants another worker or supervisor than the plain one says only in what it differs: it has its own
 `worker_keys`, `shared_keys`, `supervisor_options` or `supervisor_settings`.
@@ -7,8 +7,6 @@ A module that wants another worker or supervisor than the plain one says only in
 from __future__ import annotations
 
 import logging
-import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -16,57 +14,31 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.support import programs
 from tests.support.contained import LEVELS, contained, skip_unless
-from tests.support.fake_scheduler import FakeScheduler
-from tests.support.fake_worker import FakeWorker, serving, serving_in_thread
 from tests.support.filesystems import mounted
-from tests.support.grpc_host import GrpcHost
-from tests.support.output_files import eventually, inotify_watches, why_no_holes
-from tests.support.output_files import open_fds as own_open_fds
-from tests.support.peers import Peer, Peers
-from tests.support.policies import script
-from tests.support.raw_h2 import RawClient
-from tests.support.secured import make_certs, tls_keys
 from tests.support.spawning import Launchpad, skip_unless_built
-from tests.support.streams import Teller
-from tests.support.telemetry import ME, OTHER
-from tests.support.workers import SupervisorProcess, Worker
-from worker_svc.client import WorkerClient
-from worker_svc.job import OutputVia
-from worker_svc.output import OutputReader
-from worker_svc.record.store import JobStore, StoreReader
 from worker_svc.supervisor.containment import CGROUP, SUBREAPER, Containment
 from worker_svc.supervisor.spawn import NATIVE, PYTHON
 
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--all", action="store_true", dest="run_all", help="run also the tests that need a long time or a quiet machine"
-    )
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what is marked `long`, save for `--all` and for tests that are named one by one."""
-    if config.getoption("run_all") or any("::" in argument for argument in config.args):
-        return
-    long = [item for item in items if item.get_closest_marker("long")]
-    if long:
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if not item.get_closest_marker("long")]
+# The others where they are needed: some tests run where there is nothing but pytest (scripts/vm-cgroup-test), and who
+# runs one test does not wait for what others import.
+if TYPE_CHECKING:
+    from tests.support.fake_scheduler import FakeScheduler
+    from tests.support.fake_worker import FakeWorker
+    from tests.support.grpc_host import GrpcHost
+    from tests.support.peers import Peer, Peers
+    from tests.support.raw_h2 import RawClient
+    from tests.support.workers import SupervisorProcess, Worker
+    from worker_svc.client import WorkerClient
+    from worker_svc.record.store import JobStore, StoreReader
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    failed = {report.nodeid for kind in ("failed", "error") for report in terminalreporter.stats.get(kind, [])}
-    if failed:
-        terminalreporter.section("to repeat each alone")
-        for nodeid in sorted(failed):
-            terminalreporter.line(f"scripts/test {shlex.quote(nodeid)}")
-
+pytest_plugins = ["tests.support.hooks", "tests.support.output_fixtures"]
 
 # The machine
 
@@ -92,13 +64,6 @@ def spawner(request: pytest.FixtureRequest) -> str:
     spawner: str = request.param
     skip_unless_built(spawner)
     return spawner
-
-
-@pytest.fixture
-def holes(tmp_path: Path) -> None:
-    """The test needs a file system that can make holes in files."""
-    if why := why_no_holes(tmp_path):
-        pytest.skip(why)
 
 
 @pytest.fixture
@@ -153,6 +118,8 @@ def write_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
 @pytest.fixture
 def script_root(tmp_path: Path) -> Path:
     """With one script; its real path."""
+    from tests.support.policies import script
+
     root = tmp_path.resolve() / "jobs"
     root.mkdir()
     script(root / "ok.sh", "inside")
@@ -174,51 +141,11 @@ def plain_logging() -> Iterator[None]:
 @pytest.fixture
 def log_folder(tmp_path: Path) -> Path:
     """With a place for the cursor of each of two workers."""
+    from tests.support.telemetry import ME, OTHER
+
     for worker_id in (ME, OTHER):
         (tmp_path / worker_id).mkdir()
     return tmp_path
-
-
-# The output of jobs
-
-
-@pytest.fixture(params=["disk", "tmpfs"])
-def output_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    if request.param == "disk":
-        yield tmp_path
-        return
-    shm = Path("/dev/shm")
-    if not os.access(shm, os.W_OK):
-        pytest.skip("/dev/shm is not there or not writable")
-    with tempfile.TemporaryDirectory(dir=shm) as path:
-        yield Path(path)
-
-
-@pytest.fixture
-def output_file(output_folder: Path) -> Path:
-    return output_folder / "job.out"
-
-
-@pytest.fixture
-async def output_reader() -> AsyncIterator[OutputReader]:
-    """And nothing is held by the time the test ends."""
-    before = own_open_fds()
-    reader = OutputReader()
-    yield reader
-    await eventually(lambda: inotify_watches() == 0)
-    reader.close()
-    await eventually(lambda: len(own_open_fds()) <= len(before))
-
-
-@pytest.fixture(params=OutputVia, ids=lambda via: via.name)
-def via(request: pytest.FixtureRequest) -> OutputVia:
-    return OutputVia(request.param)
-
-
-@pytest.fixture
-def teller(tmp_path: Path) -> Iterator[Teller]:
-    with Teller(tmp_path, "teller") as one:
-        yield one
 
 
 # The parts of a supervisor
@@ -226,6 +153,8 @@ def teller(tmp_path: Path) -> Iterator[Teller]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[JobStore]:
+    from worker_svc.record.store import JobStore
+
     store = JobStore(str(tmp_path))
     yield store
     store.close()
@@ -233,6 +162,8 @@ def store(tmp_path: Path) -> Iterator[JobStore]:
 
 @pytest.fixture
 def reader(tmp_path: Path, store: JobStore) -> Iterator[StoreReader]:
+    from worker_svc.record.store import StoreReader
+
     reader = StoreReader(str(tmp_path))
     yield reader
     reader.close()
@@ -272,6 +203,8 @@ def supervisor_settings() -> dict[str, Any]:
 def supervisor(
     state: Path, supervisor_options: tuple[str, ...], supervisor_settings: dict[str, Any]
 ) -> Iterator[SupervisorProcess]:
+    from tests.support.workers import SupervisorProcess
+
     running = SupervisorProcess(state, **supervisor_settings)
     running.options = supervisor_options
     with running:
@@ -290,6 +223,8 @@ def worker_keys() -> dict[str, Any]:
 @pytest.fixture
 def worker(tmp_path: Path, worker_keys: dict[str, Any]) -> Iterator[Worker]:
     """The test's own."""
+    from tests.support.workers import Worker
+
     with Worker(tmp_path, **worker_keys) as running:
         yield running
 
@@ -309,6 +244,8 @@ def shared_keys() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, shared_keys: dict[str, Any]) -> Iterator[Worker]:
     """A worker of all tests of a module, of which none stops it or needs to be alone there."""
+    from tests.support.workers import Worker
+
     with Worker(tmp_path_factory.mktemp("worker"), **shared_keys) as running:
         yield running
 
@@ -322,12 +259,17 @@ async def shared_client(shared: Worker) -> AsyncIterator[WorkerClient]:
 @pytest.fixture
 def fake_worker() -> FakeWorker:
     """Without a supervisor: it answers as told, and remembers what it was asked."""
+    from tests.support.fake_worker import FakeWorker
+
     return FakeWorker()
 
 
 @pytest.fixture
 async def faked(fake_worker: FakeWorker) -> AsyncIterator[WorkerClient]:
     """A client of it."""
+    from tests.support.fake_worker import serving
+    from worker_svc.client import WorkerClient
+
     async with serving(fake_worker) as address, WorkerClient(address) as client:
         yield client
 
@@ -335,6 +277,8 @@ async def faked(fake_worker: FakeWorker) -> AsyncIterator[WorkerClient]:
 @pytest.fixture
 def fake_address(fake_worker: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Of it, which the command line takes from its environment."""
+    from tests.support.fake_worker import serving_in_thread
+
     with serving_in_thread(fake_worker) as address:
         monkeypatch.setenv("WORKER_SVC_ADDR", address)
         yield address
@@ -345,18 +289,24 @@ def fake_address(fake_worker: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> It
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[GrpcHost]:
+    from tests.support.grpc_host import GrpcHost
+
     with GrpcHost() as started:
         yield started
 
 
 @pytest.fixture
 def raw(host: GrpcHost) -> Iterator[RawClient]:
+    from tests.support.raw_h2 import RawClient
+
     with RawClient(host.address) as connected:
         yield connected
 
 
 @pytest.fixture
 async def scheduler() -> AsyncIterator[FakeScheduler]:
+    from tests.support.fake_scheduler import FakeScheduler
+
     async with FakeScheduler() as scheduler:
         yield scheduler
 
@@ -364,6 +314,8 @@ async def scheduler() -> AsyncIterator[FakeScheduler]:
 @pytest.fixture
 async def absent() -> AsyncIterator[FakeScheduler]:
     """Its port is held, and refuses."""
+    from tests.support.fake_scheduler import FakeScheduler
+
     scheduler = FakeScheduler()
     yield scheduler
     await scheduler.close()
@@ -375,16 +327,23 @@ async def absent() -> AsyncIterator[FakeScheduler]:
 @pytest.fixture(scope="module")
 def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of them, for all sorts of clients, good and bad."""
+    from tests.support.secured import make_certs
+
     return make_certs(tmp_path_factory.mktemp("secured") / "certs")
 
 
 @pytest.fixture(scope="module")
 def peers(certs: Path) -> Peers:
+    from tests.support.peers import Peers
+
     return Peers(certs, certs.parent)
 
 
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory, certs: Path) -> Iterator[Worker]:
+    from tests.support.secured import tls_keys
+    from tests.support.workers import Worker
+
     with Worker(tmp_path_factory.mktemp("secured"), **tls_keys(certs)) as running:
         yield running
 

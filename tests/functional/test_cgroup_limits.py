@@ -15,8 +15,7 @@ import pytest
 
 from tests.support.contained import Running, end, kill, run, run_until_up, skip_unless
 from tests.support.programs import python
-from tests.support.waiting import eventually_sync
-from tests.support.workers import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, eventually_sync
 from worker_svc.job import Exit
 from worker_svc.supervisor.containment import CGROUP, Containment, Usage
 

@@ -26,20 +26,21 @@ from tests.support.contained import (
     run_until_up,
 )
 from tests.support.programs import LEAVES_CHILD, SLEEP, is_alive, open_fds, python
-from tests.support.waiting import eventually_sync
-from tests.support.workers import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, eventually_sync
 from worker_svc.job.limits import OF_TREE
 from worker_svc.linux.processes import process
 from worker_svc.supervisor.containment import CGROUP, SUBREAPER, Containment, ContainmentError
 
-REPEATS: Final = int(os.environ.get("WORKER_TEST_REPEATS", "5"))
+REPEATS: Final = int(os.environ.get("WORKER_TEST_REPEATS", "1"))
+often = pytest.mark.parametrize("repeats", [REPEATS, pytest.param(200, marks=pytest.mark.long)])
 
 
+@often
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", ESCAPEES)
-def test_nothing_escapes_a_kill_and_nobody_else_is_touched(containment: Containment, name: str) -> None:
+def test_nothing_escapes_a_kill_and_nobody_else_is_touched(containment: Containment, name: str, repeats: int) -> None:
     with bystanders(containment._marks._state_id) as others:
-        for _ in range(REPEATS):
+        for _ in range(repeats):
             running = run_until_up(containment, ESCAPEES[name])
             if name == "leader first":
                 running.wait_for_leader()
@@ -57,10 +58,13 @@ SLEEP_UP: Final = ["sh", "-c", "echo up; exec sleep 1000"]
 DOUBTFUL: Final = "unmarked, its parents gone"
 
 
+@often
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", ESCAPEES)
-def test_nothing_escapes_while_other_jobs_run_and_they_run_on(containment: Containment, name: str) -> None:
-    for _ in range(REPEATS):
+def test_nothing_escapes_while_other_jobs_run_and_they_run_on(
+    containment: Containment, name: str, repeats: int
+) -> None:
+    for _ in range(repeats):
         older = run_until_up(containment, ESCAPEES["double fork"], "older")
         time.sleep(0.02)  # start times are in hundredths
         running = run_until_up(containment, ESCAPEES[name])

@@ -176,11 +176,13 @@ from worker_svc.supervisor.spawn import IMPLEMENTATION, native
 assert IMPLEMENTATION == "native" and native._native is module
 sys.exit(pytest.main([
     "-q", "-p", "no:cacheprovider", "--basetemp", sys.argv[2], "-W", "ignore",
-    "-k", "native and not thousand and not sanitizers and not builds and not library", *sys.argv[3:],
+    "-k", "native and not starts_leak and not sanitizers and not builds and not library", *sys.argv[3:],
 ]))
 """
 
 
+@pytest.mark.long
+@pytest.mark.timeout(600)
 def test_under_the_sanitizers(tmp_path: Path) -> None:
     built = build_native(
         tmp_path, "-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"
@@ -190,7 +192,10 @@ def test_under_the_sanitizers(tmp_path: Path) -> None:
     library = subprocess.run(["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout
     if "/" not in library:
         pytest.skip("there is no libasan")
-    tests = [f"tests/functional/{name}.py" for name in ("test_spawn", "test_spawn_limits", "test_spawn_native")]
+    tests = [
+        f"tests/functional/{name}.py"
+        for name in ("test_spawn", "test_spawn_limits", "test_spawn_sandbox", "test_spawn_native")
+    ]
     done = subprocess.run(
         [sys.executable, "-c", UNDER_SANITIZERS, built, tmp_path / "tests", *tests],
         env={
@@ -200,7 +205,7 @@ def test_under_the_sanitizers(tmp_path: Path) -> None:
             "UBSAN_OPTIONS": "print_stacktrace=1",
             "PYTHONMALLOC": "malloc",  # or the allocations of Python would be out of its sight
         },
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=500,
     )  # fmt: skip
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-5000:]

@@ -3,6 +3,7 @@ containment."""
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import select
@@ -39,6 +40,7 @@ def contain(level: str, state_id: str = "", base: str = "") -> Containment:
     return containment
 
 
+@functools.cache
 def why_unavailable(level: str) -> str:
     """Empty: the level can be had."""
     try:
@@ -54,17 +56,14 @@ def skip_unless(level: str) -> None:
     """The test needs a level that this machine may lack."""
     import pytest
 
-    if UNAVAILABLE[level]:
-        pytest.skip(f"level {level}: {UNAVAILABLE[level]}")
+    if why := why_unavailable(level):
+        pytest.skip(f"level {level}: {why}")
 
 
 def stop_being_subreaper() -> None:
     import ctypes
 
     ctypes.CDLL(None).prctl(36, ctypes.c_ulong(0), 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-
-
-UNAVAILABLE: Final = {level: why_unavailable(level) for level in LEVELS}
 
 
 class Oracle:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from tests.support.programs import is_alive
+from tests.support.waiting import PATIENCE_S as PATIENCE_S
 from tests.support.waiting import eventually_sync
 from worker_svc.client import WorkerClient
 from worker_svc.ipc import frames
@@ -23,8 +24,6 @@ from worker_svc.job import JobRecord, JobState, Transition
 from worker_svc.record.store import StoreReader, output_path
 
 ROOT: Final = Path(__file__).parent.parent.parent
-# A machine under load needs more than a quiet one; no passing test waits for as long.
-PATIENCE_S: Final = 30.0
 BASE_ENV: Final = {"PATH": "/usr/local/bin:/usr/bin:/bin", "MARK": "from base_env"}
 
 

@@ -30,6 +30,8 @@ HOSTILE: Final = (
 
 Way = tuple[str, ...]
 
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
+
 
 def text_fields(descriptor: Any, path: Way = ()) -> Iterator[Way]:
     """The way to each field that takes a text: of a map, to its keys and to its values."""
