@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "worker_svc"
 
 # The rooms of the house, the lowest first. Those of one line do not import each other.
 FLOORS = (
-    ("", "job", "linux", "printable", "pb"),
+    ("", "address", "job", "linux", "printable", "pb"),
     ("ipc", "masking", "wire"),
     ("config", "output", "record", "registration"),
     ("supervisor", "feed", "reading", "telemetry"),

@@ -16,10 +16,10 @@ from typing import Any, Final, Self, TypeVar
 from grpclib.config import Configuration
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
+from worker_svc.address import Address
 from worker_svc.client.codec import ClientCodec
 from worker_svc.client.connection import ClientChannel, Unreachable, Untrusted, why_refused
 from worker_svc.client.fields import count, duration, member, reason
-from worker_svc.config.address import Address
 from worker_svc.job import DeadlineExceeded, Unavailable
 from worker_svc.pb.jobscheduler import (
     DeleteJobReq,

@@ -5,8 +5,8 @@ Precedence, highest first: flag, environment variable, file, default. Every key 
 from that declaration.
 """
 
+from worker_svc.address import LOCALHOST, Address
 from worker_svc.config.access_sections import AccessConfig, PolicyConfig
-from worker_svc.config.address import LOCALHOST, Address
 from worker_svc.config.errors import ConfigError, Problem
 from worker_svc.config.limit_sections import LimitsConfig, SandboxConfig
 from worker_svc.config.load import (

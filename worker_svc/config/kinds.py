@@ -4,13 +4,13 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
 
 import tomli
 
-from worker_svc.config.address import MAX_UNIX_PATH_BYTES, Address
+from worker_svc.address import MAX_UNIX_PATH_BYTES, Address
 from worker_svc.config.errors import Fault, Invalid
 from worker_svc.config.values import Variables, quote, show, show_type
 from worker_svc.job import DURATION_MAX_S, parse_signal, signal_name
@@ -289,7 +289,7 @@ def _resolve_address(address: Address, place: Place) -> Address:
     size = len(os.fsencode(path))
     if size > MAX_UNIX_PATH_BYTES:
         raise Invalid(f"the socket's path {show(path)} has {size} bytes; at most {MAX_UNIX_PATH_BYTES} are possible")
-    return replace(address, unix_path=path)
+    return address._replace(unix_path=path)
 
 
 class VariableNames(Kind[tuple[str, ...]]):

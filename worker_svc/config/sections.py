@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from worker_svc.address import Address
 from worker_svc.config.access_sections import AccessConfig, PolicyConfig
-from worker_svc.config.address import Address
 from worker_svc.config.declare import A_MOMENT_S, Conflict, Section, declare
 from worker_svc.config.kinds import (
     Bool,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 
-from worker_svc.config.address import Address
+from worker_svc.address import Address
 
 HIDDEN = "(hidden)"
 _SHOWN_CHARS = 60

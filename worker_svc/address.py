@@ -1,9 +1,10 @@
-"""The addresses that gRPC is served on and dialled at."""
+"""The addresses that gRPC is served on and dialled at. Light: each command of the command line needs them."""
+
+from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 MAX_UNIX_PATH_BYTES = 107
 """What Linux's `sockaddr_un` holds, its final NUL not counted."""
@@ -15,8 +16,7 @@ _HOST_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?", re.ASCII)
 _LOOKS_LIKE_IPV4 = re.compile(r"[0-9.]+", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """A TCP address (`host`, `port`) or, when `unix_path` is not empty, a unix socket.
 
     `host` is a name, an IPv4 or a bare IPv6 address (no brackets); empty means every interface. `str()` gives
