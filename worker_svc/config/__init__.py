@@ -1,13 +1,14 @@
 """worker.toml, the environment and flags → one frozen, validated `Config`.
 
-Precedence, highest first: flag, environment variable, file, default. Every key is declared once, in
-`sections`; how it is parsed, checked, named (`--jobs-slots`, `WORKER_SVC_JOBS_SLOTS`) and documented follows
-from that declaration.
+Precedence, highest first: flag, environment variable, file, default. Every key is declared in one place, `sections` and
+the modules it brings together; how it is parsed, checked, named (`--jobs-slots`, `WORKER_SVC_JOBS_SLOTS`) and shown in
+documentation follows from that declaration.
 """
 
 from worker_svc.address import LOCALHOST, Address
 from worker_svc.config.access_sections import AccessConfig, PolicyConfig
 from worker_svc.config.errors import ConfigError, Problem
+from worker_svc.config.keys import Key, flag_name, keys, variable_name
 from worker_svc.config.limit_sections import LimitsConfig, SandboxConfig
 from worker_svc.config.load import (
     CONFIG_VARIABLE,
@@ -23,7 +24,6 @@ from worker_svc.config.sections import (
     Config,
     GrpcServerConfig,
     JobsConfig,
-    Key,
     LogConfig,
     LogFormat,
     LogLevel,
@@ -36,9 +36,6 @@ from worker_svc.config.sections import (
     StateConfig,
     SupervisorConfig,
     WhenUnwritable,
-    flag_name,
-    keys,
-    variable_name,
 )
 from worker_svc.config.transport_section import TransportConfig
 from worker_svc.config.values import Variables

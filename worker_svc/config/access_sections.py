@@ -2,13 +2,11 @@
 
 # ruff: noqa: RUF009 -- declare() is dataclasses.field() with a kind and a doc: its values are immutable.
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
 from worker_svc.config.declare import Section, declare
-from worker_svc.config.kinds import Bool, Choice, Kind
-from worker_svc.config.limit_kinds import Listed
+from worker_svc.config.kinds import PATTERN, Bool, Choice, Listed
 from worker_svc.config.policy_rules import PolicyRules, RulesTable
 from worker_svc.config.values import quote
 from worker_svc.masking import DEFAULT_PATTERN
@@ -18,29 +16,14 @@ AnonymousRole = Literal["admin", "operator", "submitter", "viewer", "none"]
 _KINDS_OF_NAMES = ("uri:", "dns:", "email:", "cn:", "uid:", "job:")
 
 
-def identities() -> Listed:
-    def parse(text: str) -> str:
-        if text == "*" or text.startswith(_KINDS_OF_NAMES):
-            return text
-        kinds = f"{', '.join(_KINDS_OF_NAMES[:-1])} or {_KINDS_OF_NAMES[-1]}"
-        raise ValueError(f"must begin with {kinds}, not {quote(text)}")
-
-    return Listed('patterns of identities, such as "dns:*.jobs.example"', parse)
+def _identity(text: str) -> str:
+    if text == "*" or text.startswith(_KINDS_OF_NAMES):
+        return text
+    kinds = f"{', '.join(_KINDS_OF_NAMES[:-1])} or {_KINDS_OF_NAMES[-1]}"
+    raise ValueError(f"must begin with {kinds}, not {quote(text)}")
 
 
-class Pattern(Kind[str]):
-    """A regular expression."""
-
-    expects = "a regular expression"
-
-    def from_toml(self, value: object) -> str:
-        if not isinstance(value, str):
-            raise self.refuse(value)
-        try:
-            re.compile(value)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise self.refuse(value, str(error)) from None
-        return value
+_IDENTITIES = Listed('patterns of identities, such as "dns:*.jobs.example"', _identity)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,21 +32,21 @@ class AccessConfig(Section):
 
     admins: tuple[str, ...] = declare(
         ["uid:0", "uid:self"],
-        identities(),
+        _IDENTITIES,
         "Who may do everything. uid:self is the user the worker runs as; * and ? are wildcards.",
     )
-    operators: tuple[str, ...] = declare([], identities(), "Who may do everything with all jobs.")
-    submitters: tuple[str, ...] = declare([], identities(), "Who may do everything with jobs of their own.")
-    viewers: tuple[str, ...] = declare([], identities(), "Who may look at all jobs and their output.")
+    operators: tuple[str, ...] = declare([], _IDENTITIES, "Who may do everything with all jobs.")
+    submitters: tuple[str, ...] = declare([], _IDENTITIES, "Who may do everything with jobs of their own.")
+    viewers: tuple[str, ...] = declare([], _IDENTITIES, "Who may look at all jobs and their output.")
     anonymous: AnonymousRole = declare(
         "admin",
-        Choice[AnonymousRole](AnonymousRole),
+        Choice(AnonymousRole),
         "The role of those who have no identity: on TCP without client certificates, which is loopback only "
         'unless grpc_server.insecure is set. "none": they may do nothing.',
     )
     secret_keys: str = declare(
         DEFAULT_PATTERN,
-        Pattern(),
+        PATTERN,
         "Keys of variables, labels and options whose values are shown to nobody but the job's owner and admins, and in "
         "no log: a regular expression. Empty: none.",
     )

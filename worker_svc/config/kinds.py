@@ -1,23 +1,22 @@
 """The kinds of value a key can have: each parses and checks it, and says what it expects."""
 
 import math
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Final, Generic, TypeVar, get_args
 
 import tomli
 
-from worker_svc.address import MAX_UNIX_PATH_BYTES, Address
 from worker_svc.config.errors import Fault, Invalid
 from worker_svc.config.values import Variables, quote, show, show_type
 from worker_svc.job import DURATION_MAX_S, parse_signal, signal_name
+from worker_svc.job.limit_texts import cpus_text, parse_cpus, parse_size, parse_umask
 
 T_co = TypeVar("T_co", covariant=True)
 
-_WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
+_WHOLE = re.compile(r"[+-]?[0-9]{1,19}", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:inf|nan)", re.ASCII)
 
 
@@ -95,15 +94,33 @@ class Whole(Kind[int]):
         return self.from_toml(int(text))
 
 
+class Bytes(Whole):
+    """A number of bytes, also as text with a unit: "512M"."""
+
+    @property
+    def expects(self) -> str:
+        return f'a number of bytes from {self.low} to {self.high} (or text such as "512M")'
+
+    def from_toml(self, value: object) -> int:
+        return self.from_text(value) if isinstance(value, str) else Whole.from_toml(self, value)
+
+    def from_text(self, text: str) -> int:
+        try:
+            return Whole.from_toml(self, parse_size(text))
+        except ValueError:
+            raise self.refuse(text) from None
+
+
 @dataclass(frozen=True, slots=True)
-class Seconds(Kind[float]):
-    low: float = 0
-    high: float = DURATION_MAX_S
+class Decimal(Kind[float]):
+    low: float
+    high: float
+    what: str = "a number"
     type_name = "float"
 
     @property
     def expects(self) -> str:
-        return f"a number of seconds from {self.low:g} to {self.high:.0f}"
+        return f"{self.what} from {self.low:.15g} to {self.high:.15g}"
 
     def from_toml(self, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -114,21 +131,88 @@ class Seconds(Kind[float]):
         return float(value)
 
     def from_text(self, text: str) -> float:
-        if not _DECIMAL.fullmatch(text.strip()):
+        if not _DECIMAL.fullmatch(text.strip()) or not math.isfinite(float(text)):
             raise self.refuse(text)
-        number = float(text)
-        if not math.isfinite(number):
-            raise self.refuse(text)
-        return self.from_toml(number)
+        return self.from_toml(float(text))
 
 
-class Text(Kind[str]):
-    expects = "text on one line"
+def seconds(low: float = 0, high: float = DURATION_MAX_S) -> Decimal:
+    return Decimal(low, high, "a number of seconds")
+
+
+class Maybe(Kind[T_co | None]):
+    """What another kind takes; None when empty, which zero is not."""
+
+    def __init__(self, kind: Kind[T_co]) -> None:
+        self._kind = kind
+        self.type_name = kind.type_name
+
+    @property
+    def expects(self) -> str:
+        return f'{self._kind.expects}, or ""'
+
+    def from_toml(self, value: object) -> T_co | None:
+        return self._unless_empty(value, self._kind.from_toml)
+
+    def from_text(self, text: str) -> T_co | None:
+        return self._unless_empty(text, self._kind.from_text)
+
+    def _unless_empty(self, value: Any, parse: Callable[[Any], T_co]) -> T_co | None:
+        if isinstance(value, str) and not value.strip():
+            return None
+        try:
+            return parse(value)
+        except Invalid:
+            raise self.refuse(value) from None
+
+
+class Parsed(Kind[str]):
+    """Text that a function puts into its one form, or refuses by ValueError."""
+
+    def __init__(self, expects: str, parse: Callable[[str], str], *, says_why: bool = False) -> None:
+        self._expects = expects
+        self._parse = parse
+        self._says_why = says_why
+
+    @property
+    def expects(self) -> str:
+        return self._expects
 
     def from_toml(self, value: object) -> str:
-        if not isinstance(value, str) or not value.isprintable():
+        if not isinstance(value, str):
             raise self.refuse(value)
-        return value
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            raise self.refuse(value, str(error) if self._says_why else "") from None
+
+
+def _one_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError
+    return text
+
+
+def regex(text: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+TEXT: Final = Parsed("text on one line", _one_line)
+PATTERN: Final = Parsed("a regular expression", regex, says_why=True)
+# The one form of a signal is its name: "SIGTERM", "SIGRTMIN+3".
+SIGNAL: Final = Parsed(
+    'a signal, by name ("SIGTERM" or "TERM") or by number as text ("15")', lambda text: signal_name(parse_signal(text))
+)
+UMASK: Final = Parsed(
+    'octal digits as text, such as "0027", or ""', lambda text: f"{parse_umask(text):04o}" if text else ""
+)
+CPU_NUMBERS: Final = Parsed(
+    'CPU numbers as text, such as "0,2-3", or ""', lambda text: cpus_text(parse_cpus(text)) if text else ""
+)
 
 
 class Choice(Kind[T_co]):
@@ -149,172 +233,39 @@ class Choice(Kind[T_co]):
         raise self.refuse(value)
 
 
-class SignalName(Kind[str]):
-    """A signal; the parsed value is its canonical name: "SIGTERM", "SIGRTMIN+3"."""
-
-    expects = 'a signal, by name ("SIGTERM" or "TERM") or by number as text ("15")'
-
-    def from_toml(self, value: object) -> str:
-        if not isinstance(value, str):
-            raise self.refuse(value)
-        try:
-            return signal_name(parse_signal(value))
-        except ValueError:
-            raise self.refuse(value) from None
-
-
-class FilePath(Kind[Path | None]):
-    """A path, None when empty; relative ones are resolved against the place the value was written at."""
-
-    type_name = "path"
-    expects = "a path"
-
-    def from_toml(self, value: object) -> Path | None:
-        return _path(self, value)
-
-    def resolve(self, value: Path | None, place: Place) -> Path | None:
-        return value and place.base / value
-
-
-# What an empty path is parsed to. Told by identity: the path "." is equal and means something else.
-_UNSET = Path()
-
-
-class StartedIn(Kind[Path]):
-    """A directory; when empty, the one the worker was started in."""
-
-    type_name = "path"
-    expects = "a path"
-
-    def from_toml(self, value: object) -> Path:
-        return _path(self, value) or _UNSET
-
-    def resolve(self, value: Path, place: Place) -> Path:
-        return _told(place.cwd if value is _UNSET else place.base / value)
-
-
-class StateDirectory(Kind[Path]):
-    """A directory; when empty, the first that the environment gives a home to."""
-
-    type_name = "path"
-    expects = "a path"
-
-    def from_toml(self, value: object) -> Path:
-        return _path(self, value) or _UNSET
-
-    def resolve(self, value: Path, place: Place) -> Path:
-        return _told(_default_state_dir(place.environ) if value is _UNSET else place.base / value)
-
-
-def _default_state_dir(environ: Mapping[str, str]) -> Path:
-    # systemd lists several directories when the unit has several; the first is the main one.
-    candidates = (
-        Path(environ.get("STATE_DIRECTORY", "").split(":")[0]),
-        Path(environ.get("XDG_STATE_HOME", "")) / "worker-svc",
-        Path(environ.get("HOME", "")) / ".local/state/worker-svc",
-    )
-    for candidate in candidates:
-        # The XDG specification has relative paths ignored; an unset variable leaves one too.
-        if candidate.is_absolute():
-            return candidate
-    raise Invalid(
-        "no directory to keep state in: none of $STATE_DIRECTORY, $XDG_STATE_HOME and $HOME is set to an "
-        "absolute path; set state.dir"
-    )
-
-
-def _told(path: Path) -> Path:
-    """One that clients are told of, and jobs' records: gRPC, SQLite and JSON hold no bytes but UTF-8."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise Invalid(f"{quote(str(path))} is not UTF-8, so that clients cannot be told of it: name another") from None
-    return path
-
-
-def _path(kind: Kind[Any], value: object) -> Path | None:
-    if not isinstance(value, str):
-        raise kind.refuse(value)
-    if "\0" in value:
-        raise kind.refuse(value, "it contains NUL")
-    if value.startswith("~"):
-        raise kind.refuse(value, "~ is not expanded here, write the whole path")
-    return Path(value) if value else None
-
-
-class ListenAddress(Kind[Address]):
-    type_name = "address"
-    expects = "host:port, [ipv6]:port or unix:/path"
-
-    def from_toml(self, value: object) -> Address:
-        return _address(self, value)
-
-    def resolve(self, value: Address, place: Place) -> Address:
-        return _resolve_address(value, place)
-
-
-class DialAddress(Kind[Address | None]):
-    """An address that someone connects to: it needs a host and a port. None when empty."""
-
-    type_name = "address"
-    expects = "host:port, [ipv6]:port or unix:/path (or empty)"
-
-    def from_toml(self, value: object) -> Address | None:
-        if value == "":
-            return None
-        address = _address(self, value)
-        if not address.is_unix and not address.host:
-            raise self.refuse(value, "the host is missing")
-        if not address.is_unix and not address.port:
-            raise self.refuse(value, "port 0 can't be connected to")
-        return address
-
-    def resolve(self, value: Address | None, place: Place) -> Address | None:
-        return value and _resolve_address(value, place)
-
-
-def _address(kind: Kind[Any], value: object) -> Address:
-    if not isinstance(value, str):
-        raise kind.refuse(value)
-    try:
-        return Address.parse(value)
-    except ValueError as error:
-        raise kind.refuse(value, str(error)) from error
-
-
-def _resolve_address(address: Address, place: Place) -> Address:
-    if not address.is_unix:
-        return address
-    path = str(_told(place.base / address.unix_path))
-    size = len(os.fsencode(path))
-    if size > MAX_UNIX_PATH_BYTES:
-        raise Invalid(f"the socket's path {show(path)} has {size} bytes; at most {MAX_UNIX_PATH_BYTES} are possible")
-    return address._replace(unix_path=path)
-
-
-class VariableNames(Kind[tuple[str, ...]]):
-    """Names of environment variables; a name given twice counts once."""
+class Listed(Kind[tuple[str, ...]]):
+    """A list of texts, each of which a function puts into its one form; what is given twice counts once."""
 
     type_name = "list of text"
-    expects = "a list of variable names"
+
+    def __init__(self, entries: str, parse: Callable[[str], str], *, entry: str = "text") -> None:
+        """`parse` raises ValueError, with words that go on from "entry 3"."""
+        self._entries = entries
+        self._entry = entry
+        self._parse = parse
+
+    @property
+    def expects(self) -> str:
+        return f"a list of {self._entries}"
 
     def from_toml(self, value: object) -> tuple[str, ...]:
         if not isinstance(value, list | tuple):
             raise self.refuse(value)
-        faults = []
-        for number, name in enumerate(value, 1):
-            if not isinstance(name, str):
-                faults.append(Fault(f"entry {number} must be a variable name, not {show(name)}"))
-            elif not _is_variable_name(name):
-                # Nor is the entry itself shown: it may be "NAME=secret".
-                text = f"entry {number} must be a variable name: not empty, without = and NUL"
-                faults.append(Fault(text))
+        faults: list[Fault] = []
+        parsed: list[str] = []
+        for number, entry in enumerate(value, 1):
+            try:
+                if not isinstance(entry, str):
+                    raise ValueError(f"must be {self._entry}, not {show(entry)}")
+                parsed.append(self._parse(entry))
+            except ValueError as error:
+                faults.append(Fault(f"entry {number} {error}"))
         if faults:
             raise Invalid(*faults)
-        return tuple(dict.fromkeys(value))
+        return tuple(dict.fromkeys(parsed))
 
     def from_text(self, text: str) -> tuple[str, ...]:
-        return self.from_toml([name.strip() for name in text.split(",")] if text.strip() else [])
+        return self.from_toml([entry.strip() for entry in text.split(",")] if text.strip() else [])
 
 
 class VariableTable(Kind[Variables]):
@@ -343,7 +294,7 @@ class VariableTable(Kind[Variables]):
     def from_text(self, text: str) -> Variables:
         """From a TOML inline table, or `NAME=value,NAME=value`."""
         if text.lstrip().startswith("{"):
-            return self.from_toml(self._inline_table(text))
+            return self.from_toml(inline_table(text, "a TOML table on one line, such as { NAME = 'value' }"))
         pairs: dict[str, str] = {}
         for number, piece in enumerate(text.split(",") if text.strip() else [], 1):
             name, equals, value = piece.partition("=")
@@ -354,17 +305,27 @@ class VariableTable(Kind[Variables]):
             pairs[name.strip()] = value
         return self.from_toml(pairs)
 
-    @staticmethod
-    def _inline_table(text: str) -> object:
-        try:
-            parsed = tomli.loads(f"table = {text}")
-        except (ValueError, RecursionError):
-            # tomli's own words could quote a piece of a value: they are not passed on, not even as the cause.
-            raise Invalid("must be a TOML table on one line, such as { NAME = 'value' }") from None
-        if len(parsed) != 1:
-            raise Invalid("must be one TOML table and nothing after it")
-        return parsed["table"]
+
+def inline_table(text: str, expected: str, *, shows_error: bool = False) -> object:
+    try:
+        parsed = tomli.loads(f"table = {text}")
+    except (ValueError, RecursionError) as error:
+        # tomli's words can quote a piece of a value, which may be a secret: they are not even passed on as the cause.
+        raise Invalid(f"must be {expected}" + (f": {error}" if shows_error else "")) from None
+    if len(parsed) != 1:
+        raise Invalid("must be one TOML table and nothing after it")
+    return parsed["table"]
+
+
+def _variable_name(name: str) -> str:
+    if not _is_variable_name(name):
+        # The entry itself is not shown: it may be "NAME=secret".
+        raise ValueError("must be a variable name: not empty, without = and NUL")
+    return name
 
 
 def _is_variable_name(name: str) -> bool:
     return bool(name) and "=" not in name and "\0" not in name
+
+
+VARIABLE_NAMES: Final = Listed("variable names", _variable_name, entry="a variable name")

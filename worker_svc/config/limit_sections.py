@@ -5,19 +5,11 @@ from dataclasses import dataclass, make_dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from worker_svc.config.declare import Conflict, Section, declare
-from worker_svc.config.kinds import Bool, Kind
-from worker_svc.config.limit_kinds import (
-    CpuNumbers,
-    MaybeBytes,
-    MaybeDecimal,
-    MaybeWhole,
-    Umask,
-    absolute_paths,
-    rlimit_maxima,
-    rlimits,
-)
+from worker_svc.config.kinds import CPU_NUMBERS, UMASK, Bool, Bytes, Decimal, Kind, Listed, Maybe, Whole
+from worker_svc.config.path_kinds import absolute_path
+from worker_svc.config.values import quote
 from worker_svc.job import Limits, Sandbox
-from worker_svc.job.limit_texts import parse_cpus, parse_rlimit, parse_umask
+from worker_svc.job.limit_texts import parse_cpus, parse_rlimit, parse_umask, rlimit_text
 from worker_svc.job.limits import BY_NAME, LIMITS, RLIMITS, UNLIMITED, Limit, amount_text
 
 _BOUND_DOCS: Final = {
@@ -26,19 +18,38 @@ _BOUND_DOCS: Final = {
 }
 
 
+def _rlimit(text: str) -> str:
+    name, (soft, hard) = parse_rlimit(text)
+    if hard >= 0 and not 0 <= soft <= hard:
+        raise ValueError(f"has a soft limit above the hard one: {quote(text)}")
+    return rlimit_text(name, soft, hard)
+
+
+def _rlimit_maximum(text: str) -> str:
+    name, (most, also) = parse_rlimit(text)
+    if ":" in text or most < 0:
+        raise ValueError(f"must be one number, the most that the hard limit may be, not {quote(text)}")
+    return rlimit_text(name, most, also)
+
+
+_RLIMITS: Final = Listed('limits such as "nofile=1024:4096"', _rlimit)
+_RLIMIT_MAXIMA: Final = Listed('maxima such as "nofile=4096"', _rlimit_maximum)
+_PATHS: Final = Listed("absolute paths", absolute_path)
+
+
 def _kind_of(limit: Limit) -> Kind[Any]:
     match limit.kind:
         case "bytes":
-            return MaybeBytes(int(limit.low), int(limit.high))
+            return Maybe(Bytes(int(limit.low), int(limit.high)))
         case "decimal":
-            return MaybeDecimal(limit.low, limit.high)
+            return Maybe(Decimal(limit.low, limit.high))
         case "octal":
-            return Umask()
+            return UMASK
         case "cpus":
-            return CpuNumbers()
+            return CPU_NUMBERS
         case "rlimits":
-            return rlimits()
-    return MaybeWhole(int(limit.low), int(limit.high))
+            return _RLIMITS
+    return Maybe(Whole(int(limit.low), int(limit.high)))
 
 
 def _fields() -> Iterator[tuple[str, Any, Any]]:
@@ -47,7 +58,7 @@ def _fields() -> Iterator[tuple[str, Any, Any]]:
         yield limit.name, Any, declare([] if is_list else "", _kind_of(limit), limit.doc)
         if is_list:
             text = 'The most that hard limits may be, "NAME=HARD", and what jobs have where nobody says otherwise.'
-            yield limit.bound_key, Any, declare([], rlimit_maxima(), text)
+            yield limit.bound_key, Any, declare([], _RLIMIT_MAXIMA, text)
         elif limit.bound:
             doc = "The most that a request may ask for. Empty: no maximum." if limit.usual else _BOUND_DOCS[limit.bound]
             yield limit.bound_key, Any, declare("", _kind_of(limit), doc)
@@ -115,9 +126,9 @@ class SandboxConfig(Section):
     """What of the machine a job gets to see, where the request does not say otherwise."""
 
     read_only_paths: tuple[str, ...] = declare(
-        [], absolute_paths(), "Paths that may be read and executed, with all beneath. With any path, nothing else may."
+        [], _PATHS, "Paths that may be read and executed, with all beneath. With any path, nothing else may."
     )
-    read_write_paths: tuple[str, ...] = declare([], absolute_paths(), "Paths that may be changed too.")
+    read_write_paths: tuple[str, ...] = declare([], _PATHS, "Paths that may be changed too.")
     private_tmp: bool = declare(False, Bool(), "Whether a job has an empty /tmp of its own.")
     no_network: bool = declare(False, Bool(), "Whether a job has no network but a loopback interface of its own.")
 

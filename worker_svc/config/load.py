@@ -11,8 +11,9 @@ import tomli
 
 from worker_svc.config.declare import Section
 from worker_svc.config.errors import ConfigError, Fault, Invalid, Problem, did_you_mean
+from worker_svc.config.keys import Key, keys, section_types
 from worker_svc.config.kinds import Place
-from worker_svc.config.sections import Config, Key, keys, section_types
+from worker_svc.config.sections import Config
 from worker_svc.config.toml_lines import key_lines
 from worker_svc.config.values import show_type, toml_key, toml_value
 

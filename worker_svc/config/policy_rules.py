@@ -1,17 +1,14 @@
 """A table of rules in the section `[policy]`: what jobs may be."""
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
-import tomli
-
 from worker_svc.config.declare import A_MOMENT_S
 from worker_svc.config.errors import Fault, Invalid, did_you_mean
-from worker_svc.config.kinds import Bool, Kind
-from worker_svc.config.limit_kinds import Listed
+from worker_svc.config.kinds import Bool, Kind, Listed, inline_table, regex
+from worker_svc.config.path_kinds import absolute_path
 from worker_svc.config.values import Table, quote, show, show_type
 from worker_svc.job.limits import INT64_MAX, LIMITS, RLIMIT_NAMES, RLIMITS
 from worker_svc.job.spec import DURATION_MAX_S
@@ -61,18 +58,9 @@ class PolicyRules(Table):
         return {name: dict(value) if name == "max" else value for name, value in values.items() if value}
 
 
-NO_RULES: Final = PolicyRules()
-
-
 def _path_glob(text: str) -> str:
     if not text.startswith("/"):
         raise ValueError(f"must be an absolute path, with *, ? and ** as wildcards, not {quote(text)}")
-    return _plain(text)
-
-
-def _directory(text: str) -> str:
-    if not text.startswith("/"):
-        raise ValueError(f"must be an absolute path, not {quote(text)}")
     return _plain(text)
 
 
@@ -84,22 +72,21 @@ def _plain(text: str) -> str:
 
 def _regex(text: str) -> str:
     try:
-        re.compile(text)
-    except (re.error, RecursionError, OverflowError) as error:
+        return regex(text)
+    except ValueError as error:
         raise ValueError(f"must be a regular expression, not {quote(text)}: {error}") from None
-    return text
 
 
 _LISTS: Final[dict[str, tuple[str, Callable[[str], str]]]] = {
     "allow_commands": ("absolute paths with wildcards", _path_glob),
     "deny_commands": ("absolute paths with wildcards", _path_glob),
-    "script_roots": ("absolute paths", _directory),
+    "script_roots": ("absolute paths", absolute_path),
     "allow_args": ("regular expressions", _regex),
     "deny_args": ("regular expressions", _regex),
     "allow_users": ("names of users", _plain),
     "allow_env": ("names of variables with wildcards", _plain),
     "deny_env": ("names of variables with wildcards", _plain),
-    "allow_cwd": ("absolute paths", _directory),
+    "allow_cwd": ("absolute paths", absolute_path),
 }
 
 
@@ -136,13 +123,7 @@ class RulesTable(Kind[PolicyRules]):
 
     def from_text(self, text: str) -> PolicyRules:
         """From a TOML inline table."""
-        try:
-            parsed = tomli.loads(f"table = {text or '{}'}")
-        except (ValueError, RecursionError) as error:
-            raise Invalid(f"must be {self.expects} on one line: {error}") from None
-        if len(parsed) != 1:
-            raise Invalid("must be one TOML table and nothing after it")
-        return self.from_toml(parsed["table"])
+        return self.from_toml(inline_table(text or "{}", f"{self.expects} on one line", shows_error=True))
 
 
 def _maxima(raw: object) -> dict[str, float]:

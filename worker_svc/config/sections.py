@@ -1,41 +1,25 @@
-"""The keys of worker.toml: each declared once, with its default, what it takes and what it is for.
+"""The keys of worker.toml: each is declared in one place, with its default, what it takes and what it is for.
 
-A new section is a dataclass here and a field of `Config`, and goes into the sample worker.toml; nothing else
-changes.
+A new section is a dataclass and a field of `Config`, and goes into the sample worker.toml; nothing else changes. The
+longer ones have modules of their own.
 """
 
 # ruff: noqa: RUF009 -- declare() is dataclasses.field() with a kind and a doc: its values are immutable.
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from worker_svc.address import Address
 from worker_svc.config.access_sections import AccessConfig, PolicyConfig
 from worker_svc.config.declare import A_MOMENT_S, Conflict, Section, declare
-from worker_svc.config.kinds import (
-    Bool,
-    Choice,
-    DialAddress,
-    FilePath,
-    Kind,
-    ListenAddress,
-    Seconds,
-    SignalName,
-    StartedIn,
-    StateDirectory,
-    Text,
-    VariableNames,
-    VariableTable,
-    Whole,
-)
-from worker_svc.config.limit_kinds import Umask
+from worker_svc.config.kinds import SIGNAL, TEXT, UMASK, VARIABLE_NAMES, Bool, Choice, VariableTable, Whole, seconds
 from worker_svc.config.limit_sections import LimitsConfig, SandboxConfig
+from worker_svc.config.path_kinds import DialAddress, Directory, FilePath, ListenAddress, default_state_dir
 from worker_svc.config.transport_section import TransportConfig
-from worker_svc.config.values import Variables, toml_value
+from worker_svc.config.values import Variables
 from worker_svc.job import parse_signal
 
 OutputPolicyName = Literal["drop_head", "stop", "none"]
@@ -76,7 +60,7 @@ class GrpcServerConfig(Section):
         "", FilePath(), "Client certificates that were revoked (a CRL, PEM); needs client_ca_file. Empty: none."
     )
     tls_min_version: TlsVersion = declare(
-        "1.3", Choice[TlsVersion](TlsVersion), 'The oldest version of TLS that is spoken: "1.3" or "1.2".'
+        "1.3", Choice(TlsVersion), 'The oldest version of TLS that is spoken: "1.3" or "1.2".'
     )
     insecure: bool = declare(
         False,
@@ -85,13 +69,13 @@ class GrpcServerConfig(Section):
         "worker can then run commands.",
     )
     unix_mode: str = declare(
-        "0600", Umask(), 'Mode of the unix socket, in octal: "0660" lets its group connect. Empty: "0600".'
+        "0600", UMASK, 'Mode of the unix socket, in octal: "0660" lets its group connect. Empty: "0600".'
     )
     advertise_addr: Address | None = declare(
         "", DialAddress(), "Address given to the scheduler. Empty: the one served on."
     )
     drain_grace_s: float = declare(
-        10.0, Seconds(), "Seconds that running requests get to finish when the worker shuts down."
+        10.0, seconds(), "Seconds that running requests get to finish when the worker shuts down."
     )
 
     def conflicts(self) -> Iterator[Conflict]:
@@ -127,17 +111,17 @@ class SchedulerConfig(Section):
     crt_file: Path | None = declare("", FilePath(), "Client certificate to show (PEM). Empty: none.")
     key_file: Path | None = declare("", FilePath(), "The private key of that certificate (PEM).")
     tls_min_version: TlsVersion = declare(
-        "1.3", Choice[TlsVersion](TlsVersion), 'The oldest version of TLS that is spoken: "1.3" or "1.2".'
+        "1.3", Choice(TlsVersion), 'The oldest version of TLS that is spoken: "1.3" or "1.2".'
     )
     server_name: str = declare(
-        "", Text(), "Name expected in the scheduler's certificate. Empty: the host of the address."
+        "", TEXT, "Name expected in the scheduler's certificate. Empty: the host of the address."
     )
-    register_timeout_s: float = declare(5.0, Seconds(A_MOMENT_S), "Seconds one attempt to register may take.")
-    backoff_initial_s: float = declare(0.2, Seconds(A_MOMENT_S), "Seconds to wait after a first failed attempt.")
+    register_timeout_s: float = declare(5.0, seconds(A_MOMENT_S), "Seconds one attempt to register may take.")
+    backoff_initial_s: float = declare(0.2, seconds(A_MOMENT_S), "Seconds to wait after a first failed attempt.")
     backoff_max_s: float = declare(
-        30.0, Seconds(A_MOMENT_S), "The longest wait between attempts, in seconds; waits grow up to it."
+        30.0, seconds(A_MOMENT_S), "The longest wait between attempts, in seconds; waits grow up to it."
     )
-    keepalive_s: float = declare(10.0, Seconds(A_MOMENT_S), "Seconds between checks that the scheduler is still there.")
+    keepalive_s: float = declare(10.0, seconds(A_MOMENT_S), "Seconds between checks that the scheduler is still there.")
 
     def conflicts(self) -> Iterator[Conflict]:
         if not self.use_tls:
@@ -157,47 +141,41 @@ class SchedulerConfig(Section):
 class JobsConfig(Section):
     """How jobs run, where the request does not say otherwise."""
 
-    cwd: Path = declare("", StartedIn(), "Working directory of jobs. Empty: the one the worker was started in.")
+    cwd: Path = declare(
+        "", Directory(lambda place: place.cwd), "Working directory of jobs. Empty: the one the worker was started in."
+    )
     slots: int = declare(
-        0,
-        Whole(0, 100_000),
-        "Jobs that run at once. 0: automatic, the larger of 16 and 4 a usable CPU.",
+        0, Whole(0, 100_000), "Jobs that run at once. 0: automatic, the larger of 16 and 4 a usable CPU."
     )
     queue_length: int = declare(
         10_000, Whole(0, 10_000_000), "Jobs that may wait for a slot; more are refused. 0: none may wait."
     )
-    timeout_s: float = declare(0.0, Seconds(), "Seconds a job may run before it is stopped. 0: no limit.")
+    timeout_s: float = declare(0.0, seconds(), "Seconds a job may run before it is stopped. 0: no limit.")
     stop_signal: str = declare(
-        "SIGTERM",
-        SignalName(),
-        'Signal that asks a job to end, by name ("SIGTERM", "TERM") or number ("15").',
+        "SIGTERM", SIGNAL, 'Signal that asks a job to end, by name ("SIGTERM", "TERM") or number ("15").'
     )
-    stop_grace_s: float = declare(10.0, Seconds(), "Seconds a job has to stop before it is killed.")
+    stop_grace_s: float = declare(10.0, seconds(), "Seconds a job has to stop before it is killed.")
     pass_env: tuple[str, ...] = declare(
         ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "USER", "LOGNAME", "SHELL", "TMPDIR"],
-        VariableNames(),
+        VARIABLE_NAMES,
         "Variables of the worker's own environment that jobs get.",
     )
     env: Variables = declare(
-        {},
-        VariableTable(),
-        "Fixed variables for every job, over those passed on. Values are never logged.",
+        {}, VariableTable(), "Fixed variables for every job, over those passed on. Values are never logged."
     )
     user: str = declare(
-        "", Text(), "User that jobs run as, by name or number, with its groups; needs root. Empty: the worker's own."
+        "", TEXT, "User that jobs run as, by name or number, with its groups; needs root. Empty: the worker's own."
     )
     no_new_privs: bool = declare(
         True, Bool(), "Whether no program that a job runs can gain privileges: setuid bits and the like are ignored."
     )
     leader_exit: LeaderExitName = declare(
         "kill",
-        Choice[LeaderExitName](LeaderExitName),
+        Choice(LeaderExitName),
         'When a job\'s first process exits: "kill" what is left of the job, or "wait" for it.',
     )
     on_reboot: OnReboot = declare(
-        "start",
-        Choice[OnReboot](OnReboot),
-        'Jobs still queued when the machine reboots: "start" or "drop".',
+        "start", Choice(OnReboot), 'Jobs still queued when the machine reboots: "start" or "drop".'
     )
 
     @property
@@ -216,7 +194,7 @@ class StateConfig(Section):
 
     dir: Path = declare(
         "",
-        StateDirectory(),
+        Directory(default_state_dir),
         "State directory. Empty: $STATE_DIRECTORY (set by systemd), else $XDG_STATE_HOME/worker-svc, "
         "else ~/.local/state/worker-svc.",
         at_load=True,
@@ -235,7 +213,7 @@ class OutputConfig(Section):
 
     via: OutputViaName = declare(
         "pipe",
-        Choice[OutputViaName](OutputViaName),
+        Choice(OutputViaName),
         'How output gets into its file: by a "pipe", or the job has the "file" itself, which scripts that write to '
         "/dev/stderr truncate.",
     )
@@ -247,7 +225,7 @@ class OutputConfig(Section):
     max_bytes_limit: int = declare(0, Whole(0, 2**60), "The most that a request may ask for. 0: no limit.")
     policy: OutputPolicyName = declare(
         "drop_head",
-        Choice[OutputPolicyName](OutputPolicyName),
+        Choice(OutputPolicyName),
         'When a job writes more: "drop_head" gives the oldest bytes back, "stop" stops the job, "none" keeps all.',
     )
 
@@ -263,7 +241,7 @@ class OutputConfig(Section):
 class RetentionConfig(Section):
     """How long finished jobs, their records and their output, are kept. The oldest go first."""
 
-    max_age_s: float = declare(30 * 86400.0, Seconds(), "Seconds after its end that a job is kept. 0: for ever.")
+    max_age_s: float = declare(30 * 86400.0, seconds(), "Seconds after its end that a job is kept. 0: for ever.")
     max_jobs: int = declare(100_000, Whole(0, 10**9), "Finished jobs that are kept. 0: all.")
     max_bytes: int = declare(
         10 * 1024 * 1024 * 1024, Whole(0, 2**60), "Bytes on disk that output of finished jobs may take. 0: any."
@@ -283,15 +261,15 @@ class RetentionConfig(Section):
 class SupervisorConfig(Section):
     """The supervisor process, parent of the jobs."""
 
-    idle_exit_s: float = declare(60.0, Seconds(), "Seconds it stays while it has neither a job nor a worker.")
+    idle_exit_s: float = declare(60.0, seconds(), "Seconds it stays while it has neither a job nor a worker.")
     containment: ContainmentName = declare(
         "auto",
-        Choice[ContainmentName](ContainmentName),
+        Choice(ContainmentName),
         'How jobs are held together: "cgroup", "subreaper" or "auto", the best there is. For a new supervisor.',
     )
     spawner: SpawnerName = declare(
         "auto",
-        Choice[SpawnerName](SpawnerName),
+        Choice(SpawnerName),
         'What starts processes: "native" (the C extension), "python" or "auto". For a new supervisor.',
     )
 
@@ -301,19 +279,17 @@ class LogConfig(Section):
     """The worker's log."""
 
     format: LogFormat = declare(
-        "auto", Choice[LogFormat](LogFormat), '"json", "console" or "auto": console on a terminal, else json.'
+        "auto", Choice(LogFormat), '"json", "console" or "auto": console on a terminal, else json.'
     )
     level: LogLevel = declare(
-        "info", Choice[LogLevel](LogLevel), 'The least that is logged: "debug", "info", "warning" or "error".'
+        "info", Choice(LogLevel), 'The least that is logged: "debug", "info", "warning" or "error".'
     )
     file: Path | None = declare(
-        "",
-        FilePath(),
-        "File to append to. Empty: standard error. Opened anew on SIGHUP, and when it was moved away.",
+        "", FilePath(), "File to append to. Empty: standard error. Opened anew on SIGHUP, and when it was moved away."
     )
     when_unwritable: WhenUnwritable = declare(
         "refuse",
-        Choice[WhenUnwritable](WhenUnwritable),
+        Choice(WhenUnwritable),
         'While the log file cannot be written, calls that change something: "refuse", "hold" until it can, or "serve".',
     )
 
@@ -335,75 +311,6 @@ class Config:
     retention: RetentionConfig = field(default_factory=RetentionConfig)
     supervisor: SupervisorConfig = field(default_factory=SupervisorConfig)
     log: LogConfig = field(default_factory=LogConfig)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Key:
-    """One key, for parsers of the command line and for documentation."""
-
-    section: str
-    name: str
-    kind: Kind[Any]
-    default: object
-    """As it would stand in the file."""
-    doc: str
-
-    @property
-    def path(self) -> str:
-        """`jobs.slots`: the key of `overrides`, and what messages call it."""
-        return f"{self.section}.{self.name}"
-
-    @property
-    def flag(self) -> str:
-        return flag_name(self.section, self.name)
-
-    @property
-    def variable(self) -> str:
-        return variable_name(self.section, self.name)
-
-    @property
-    def type_name(self) -> str:
-        """ "integer", "boolean", "path", "address", …"""
-        return self.kind.type_name
-
-    @property
-    def expects(self) -> str:
-        """What a good value is: "a whole number from 0 to 100000"."""
-        return self.kind.expects
-
-    @property
-    def default_toml(self) -> str:
-        return toml_value(self.default)
-
-
-@cache
-def keys() -> tuple[Key, ...]:
-    """All keys, in the order of the sections and their fields."""
-    return tuple(
-        Key(section, item.name, item.metadata["kind"], item.metadata["default"], item.metadata["doc"])
-        for section, made_by in section_types().items()
-        for item in fields(made_by)
-    )
-
-
-@cache
-def section_types() -> dict[str, type[Any]]:
-    """The class of each section by its name."""
-    found: dict[str, type[Any]] = {}
-    for item in fields(Config):
-        assert isinstance(item.type, type)
-        found[item.name] = item.type
-    return found
-
-
-def flag_name(section: str, key: str) -> str:
-    """`--jobs-slots` for `jobs`, `slots`."""
-    return f"--{section}-{key}".replace("_", "-")
-
-
-def variable_name(section: str, key: str) -> str:
-    """`WORKER_SVC_JOBS_SLOTS` for `jobs`, `slots`."""
-    return f"WORKER_SVC_{section}_{key}".upper()
 
 
 def _usable_cpus() -> int:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from worker_svc.config.declare import A_MOMENT_S, Section, declare
-from worker_svc.config.kinds import Seconds, Whole
+from worker_svc.config.kinds import Whole, seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,21 +38,21 @@ class TransportConfig(Section):
         "Calls at once on one connection. An eighth is kept free of calls that last: streams and waits.",
     )
     connect_timeout_s: float = declare(
-        10.0, Seconds(A_MOMENT_S), "Seconds a new connection has for its handshake and its first bytes."
+        10.0, seconds(A_MOMENT_S), "Seconds a new connection has for its handshake and its first bytes."
     )
     request_timeout_s: float = declare(
         30.0,
-        Seconds(A_MOMENT_S),
+        seconds(A_MOMENT_S),
         "Seconds a request may take to arrive, from its headers to its last byte, and its answer to be read.",
     )
     idle_timeout_s: float = declare(
-        1800.0, Seconds(), "Seconds without a call after which a connection is closed. 0: never."
+        1800.0, seconds(), "Seconds without a call after which a connection is closed. 0: never."
     )
     keepalive_s: float = declare(
-        60.0, Seconds(), "Seconds without a sign of a client after which it is asked for one (PING). 0: never."
+        60.0, seconds(), "Seconds without a sign of a client after which it is asked for one (PING). 0: never."
     )
     keepalive_timeout_s: float = declare(
-        20.0, Seconds(A_MOMENT_S), "Seconds it then has before the connection is taken for dead."
+        20.0, seconds(A_MOMENT_S), "Seconds it then has before the connection is taken for dead."
     )
     requests_per_s: int = declare(
         10_000, Whole(0, 10_000_000), "Requests a second that one identity may make, over all connections. 0: any."
