@@ -337,7 +337,7 @@ def test_the_exit_status_of_a_leader_is_never_stolen(containment: Containment) -
     pidfd = os.pidfd_open(popen.pid)
     started = process(popen.pid)
     assert started is not None
-    assert select.select([pidfd], [], [], 20)[0]
+    assert select.select([pidfd], [], [], PATIENCE_S)[0]
     for _ in range(3):
         containment.reap_orphans()
     containment.started(starting, popen.pid, pidfd, started.start_ticks)

@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.contained import bystanders, contained, end, kill, run, skip_unless
 from tests.support.programs import is_alive
-from tests.support.waiting import eventually_sync
+from tests.support.waiting import PATIENCE_S, eventually_sync
 from worker_svc.linux.processes import Process, environ_value, process, snapshot
 from worker_svc.supervisor.containment import CGROUP, SUBREAPER
 from worker_svc.supervisor.containment.signals import signal_job
@@ -74,7 +74,7 @@ def test_a_running_job_is_adopted_and_its_whole_tree_killed(each_level: str) -> 
             assert not containment.is_empty(container)
             assert len(containment.survivors(container)) == TREE_SIZE
             kill(containment, container)
-            assert select.select([pidfd], [], [], 5)[0]
+            assert select.select([pidfd], [], [], PATIENCE_S)[0]
             eventually_sync(lambda: not members(STATE_ID))
             containment.leader_gone(container)
             os.close(pidfd)
@@ -125,7 +125,7 @@ def test_a_freeze_outlives_its_supervisor_and_is_undone(each_level: str) -> None
         containment.freeze(container)
         containment.thaw(container)
         containment.signal(container, signal.SIGTERM)
-        assert select.select([pidfd], [], [], 5)[0]
+        assert select.select([pidfd], [], [], PATIENCE_S)[0]
         containment.leader_gone(container)
         os.close(pidfd)
 

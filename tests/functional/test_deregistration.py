@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.fake_scheduler import FakeScheduler
 from tests.support.registering import NEVER_S, Log, registration, running, tls_contexts
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_S, eventually
 from worker_svc.registration import Registration
 
 
@@ -132,7 +132,7 @@ async def test_cancellation_leaves_nothing_behind(moment: Callable[..., Any], tl
             task = asyncio.create_task(subject.run())
             await moment(scheduler, subject)
             task.cancel()
-            await asyncio.wait((task,), timeout=10)
+            await asyncio.wait((task,), timeout=PATIENCE_S)
             assert task.cancelled()
             await scheduler.wait_for(lambda: scheduler.open_connections == 0 and scheduler.hanging == 0)
         await eventually(lambda: asyncio.all_tasks() == tasks_before)  # the server's own end a turn later

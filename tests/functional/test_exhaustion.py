@@ -127,7 +127,7 @@ def test_no_file_is_left_for_another_connection(supervisor: SupervisorProcess) -
     assert int(said) == supervisor.pid
 
 
-def test_no_process_may_be_made(tmp_path: Path) -> None:
+def test_no_process_may_be_made(open_dir: Path) -> None:
     """RLIMIT_NPROC counts per user and does not bind root: an unprivileged user has it."""
     setpriv = shutil.which("setpriv")
     if os.geteuid() != 0 or not setpriv:
@@ -137,9 +137,7 @@ def test_no_process_may_be_made(tmp_path: Path) -> None:
     importable = subprocess.run([*run_as, sys.executable, "-c", "import ssl"], capture_output=True)
     if importable.returncode:
         pytest.skip(f"another user cannot run this Python: {importable.stderr.decode()[-200:]}")
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
-    state = tmp_path / "state"
+    state = open_dir / "state"
     state.mkdir(mode=0o700)
     os.chown(state, uid, uid)
     supervisor = SupervisorProcess(state)

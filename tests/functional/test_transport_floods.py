@@ -31,6 +31,7 @@ from tests.support.raw_h2 import (
     without,
 )
 from tests.support.transport import FOLLOW, PROTOCOL_ERROR, works
+from tests.support.waiting import PATIENCE_S
 from worker_svc.client import WorkerClient
 
 CALM = 11  # ENHANCE_YOUR_CALM
@@ -44,7 +45,7 @@ INTERNAL_ERROR = 2
 def flood(client: RawClient, frames: list[Frame], rounds: int) -> int:
     """Sends them again and again until the server hangs up; returns the code of its GOAWAY."""
     data = b"".join(frame.serialize() for frame in frames)
-    client.socket.settimeout(20)
+    client.socket.settimeout(PATIENCE_S)
     try:
         for _ in range(rounds):
             client.send(data)

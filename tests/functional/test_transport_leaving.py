@@ -18,7 +18,7 @@ from tests.support.raw_h2 import (
     head,
 )
 from tests.support.transport import FOLLOW, works
-from tests.support.waiting import eventually_sync
+from tests.support.waiting import PATIENCE_S, eventually_sync
 from worker_svc.client import WorkerClient
 
 REFUSED = 7
@@ -105,7 +105,7 @@ def test_a_connection_leaves_nothing_for_the_collector_to_find() -> None:
 
 def test_connections_that_wait_for_their_turn_are_closed_when_the_server_leaves() -> None:
     with GrpcHost() as host:
-        made = [socket.create_connection(("127.0.0.1", host.port), timeout=20) for _ in range(200)]
+        made = [socket.create_connection(("127.0.0.1", host.port), timeout=PATIENCE_S) for _ in range(200)]
         host.tell("leave 0")
         for one in made:
             with one, contextlib.suppress(ConnectionResetError):  # by the kernel, where it was not even accepted

@@ -25,7 +25,7 @@ from tests.support.raw_h2 import (
     prefixed,
 )
 from tests.support.transport import FOLLOW, PROTOCOL_ERROR, unary, works
-from tests.support.waiting import eventually_sync
+from tests.support.waiting import PATIENCE_S, eventually_sync
 
 WAIT = "/jobscheduler.Worker/WaitJob"
 
@@ -208,7 +208,7 @@ def test_keepalive() -> None:
                     is_gone = True
         assert is_gone
         assert dead.pings == 1
-        alive.socket.settimeout(20)
+        alive.socket.settimeout(PATIENCE_S)
         assert works(alive)
 
 

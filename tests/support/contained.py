@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.support.programs import python
-from tests.support.waiting import eventually_sync
+from tests.support.waiting import PATIENCE_S, eventually_sync
 from worker_svc.job.limits import NO_LIMITS, Limits
 from worker_svc.linux.processes import process
 from worker_svc.supervisor.containment import CGROUP, SUBREAPER, Container, Containment, ContainmentError
@@ -86,7 +86,7 @@ class Running(NamedTuple):
 
     def wait_for_leader(self) -> None:
         """Not reaped: that is the containment's business."""
-        assert select.select([self.container.pidfd], [], [], 20)[0]
+        assert select.select([self.container.pidfd], [], [], PATIENCE_S)[0]
 
 
 def run(
@@ -133,7 +133,7 @@ def end(containment: Containment, running: Running, *, is_gone: bool = True) -> 
         eventually_sync(lambda: containment.tidy() == 0)
 
 
-def kill(containment: Containment, container: Container, timeout_s: float = 20) -> None:
+def kill(containment: Containment, container: Container, timeout_s: float = PATIENCE_S) -> None:
     """Until nothing is left, as a supervisor does: woken by events, and again after a while."""
     deadline_s = time.monotonic() + timeout_s
     while not containment.kill(container):

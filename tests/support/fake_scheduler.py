@@ -15,6 +15,7 @@ from grpclib.exceptions import GRPCError
 from grpclib.protocol import H2Protocol
 from grpclib.server import Server
 
+from tests.support.waiting import PATIENCE_S
 from worker_svc.pb.jobscheduler import (
     DeregisterReq,
     DeregisterRes,
@@ -135,7 +136,7 @@ class FakeScheduler(SchedulerBase):
         self._release.set()
         self._release = asyncio.Event()
 
-    async def wait_for(self, condition: Callable[[], object], timeout_s: float = 30.0, message: str = "") -> None:
+    async def wait_for(self, condition: Callable[[], object], timeout_s: float = PATIENCE_S, message: str = "") -> None:
         """Looks again whenever a call came in or a connection came or went. Raises AssertionError."""
         try:
             async with asyncio.timeout(timeout_s):

@@ -8,10 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from tests.support.output_files import (
-    eventually,
-    joined,
-)
+from tests.support.output_files import joined
+from tests.support.waiting import PATIENCE_S, eventually
 from worker_svc.output import Chunk, OutputReader, Start
 
 MIB = 1024 * 1024
@@ -50,7 +48,7 @@ class Follower:
         await eventually(lambda: self.data == data)
 
     async def done(self) -> list[Chunk]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await self.task
         return self.chunks
 

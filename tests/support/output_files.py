@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import functools
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
@@ -117,9 +116,3 @@ def inotify_watches() -> int:
         if "inotify" in target:
             watches += Path(f"/proc/self/fdinfo/{fd}").read_text().count("inotify wd:")
     return watches
-
-
-async def eventually(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - what is waited for cannot set an event
-            await asyncio.sleep(0.002)

@@ -47,7 +47,8 @@ def output_file(output_folder: Path) -> Path:
 @pytest.fixture
 async def output_reader() -> AsyncIterator[OutputReader]:
     """And nothing is held by the time the test ends."""
-    from tests.support.output_files import eventually, inotify_watches, open_fds
+    from tests.support.output_files import inotify_watches, open_fds
+    from tests.support.waiting import eventually
     from worker_svc.output import OutputReader
 
     before = open_fds()

@@ -20,6 +20,8 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
+from tests.support.waiting import PATIENCE_S
+
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 START: Final = "/jobscheduler.Worker/StartJob"
 STREAM: Final = "/jobscheduler.Worker/StreamJob"
@@ -59,7 +61,7 @@ class RawClient:
         self, address: str, *, begin: bool = True, source: str = "127.0.0.1", settings: dict[int, int] | None = None
     ) -> None:
         host, _, port = address.rpartition(":")
-        self.socket = socket.create_connection((host, int(port)), timeout=20, source_address=(source, 0))
+        self.socket = socket.create_connection((host, int(port)), timeout=PATIENCE_S, source_address=(source, 0))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.encoder = Encoder()
         self._decoder = Decoder()

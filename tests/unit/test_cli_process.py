@@ -5,8 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from tests.support.fake_worker import (
     chunks,
     finished,
 )
+from tests.support.waiting import PATIENCE_S, eventually_sync
 from worker_svc.cli import main
 from worker_svc.cli.render import (
     job_block,
@@ -43,18 +42,11 @@ def spawn(*arguments: str) -> subprocess.Popen[bytes]:
         signal.signal(signal.SIGINT, before)
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end_s
-        time.sleep(0.01)
-
-
 def test_ctrl_c_in_run_asks_the_job_to_stop(fake_worker: FakeWorker, fake_address: str) -> None:
     with spawn("run", "sleep", "99") as process:
-        eventually(lambda: fake_worker.open_streams == 1)
+        eventually_sync(lambda: fake_worker.open_streams == 1)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 143
     assert fake_worker.took(StopJobReq) == [StopJobReq("assigned")]
     assert err.decode().splitlines()[-1] == "worker-svc: run: job assigned stopped: signal: terminated"
@@ -62,11 +54,11 @@ def test_ctrl_c_in_run_asks_the_job_to_stop(fake_worker: FakeWorker, fake_addres
 
 def test_a_second_ctrl_c_kills_it(fake_worker: FakeWorker, fake_address: str) -> None:
     with spawn("run", "--id", "stubborn", "sleep", "99") as process:
-        eventually(lambda: fake_worker.open_streams == 1)
+        eventually_sync(lambda: fake_worker.open_streams == 1)
         process.send_signal(signal.SIGINT)
-        eventually(lambda: len(fake_worker.took(StopJobReq)) == 1)
+        eventually_sync(lambda: len(fake_worker.took(StopJobReq)) == 1)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 137
     assert fake_worker.took(StopJobReq) == [
         StopJobReq("stubborn"),
@@ -79,9 +71,9 @@ def test_ctrl_c_in_logs_leaves_the_job_alone(fake_worker: FakeWorker, fake_addre
     fake_worker.next_end = None
     assert main(["start", "--id", "a", "x"]) == 0
     with spawn("logs", "-f", "a") as process:
-        eventually(lambda: fake_worker.open_streams == 1)
+        eventually_sync(lambda: fake_worker.open_streams == 1)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, out, err) == (130, b"", b"")
     assert fake_worker.took(StopJobReq) == []
 

@@ -17,7 +17,7 @@ from grpclib.exceptions import GRPCError
 from grpclib.server import Server
 
 from tests.support.fake_worker import FakeWorker, serving
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_S, eventually
 from worker_svc import (
     DeadlineExceeded,
     InvalidArgument,
@@ -66,7 +66,7 @@ async def test_a_worker_that_does_not_answer(faked: WorkerClient, fake_worker: F
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await asyncio.sleep(0)
 
 

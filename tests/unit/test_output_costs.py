@@ -11,16 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.followers import MIB, Follower, counted_turns, finished, running
-from tests.support.output_files import (
-    PATTERN,
-    append,
-    collect,
-    eventually,
-    inotify_watches,
-    open_fds,
-    pattern,
-    writer,
-)
+from tests.support.output_files import PATTERN, append, collect, inotify_watches, open_fds, pattern, writer
+from tests.support.waiting import eventually
 from worker_svc.job import Unavailable
 from worker_svc.output import OutputReader, Start
 

@@ -10,17 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.followers import MIB, Follower, finished, running
-from tests.support.output_files import (
-    PAGES,
-    append,
-    collect,
-    eventually,
-    gaps,
-    joined,
-    pattern,
-    punch_head,
-    writer,
-)
+from tests.support.output_files import PAGES, append, collect, gaps, joined, pattern, punch_head, writer
+from tests.support.waiting import eventually
 from worker_svc.output import Chunk, OutputReader, Start
 from worker_svc.output.file import OutputFile, may_have_hole
 

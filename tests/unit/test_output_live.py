@@ -9,17 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.followers import Follower, counted_turns, running
-from tests.support.output_files import (
-    PATTERN,
-    append,
-    collect,
-    eventually,
-    gaps,
-    inotify_watches,
-    joined,
-    pattern,
-    writer,
-)
+from tests.support.output_files import PATTERN, append, collect, gaps, inotify_watches, joined, pattern, writer
+from tests.support.waiting import eventually
 from worker_svc.job import Unavailable
 from worker_svc.output import Chunk, OutputReader, Start
 

@@ -15,14 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.followers import MIB, Follower, finished, running
-from tests.support.output_files import (
-    append,
-    collect,
-    eventually,
-    inotify_watches,
-    joined,
-    pattern,
-)
+from tests.support.output_files import append, collect, inotify_watches, joined, pattern
+from tests.support.waiting import eventually
 from worker_svc.job import Unavailable
 from worker_svc.linux import syscalls
 from worker_svc.output import OutputReader, Start, notify
