@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 
 from tests.support import programs
-from tests.support.programs import rss_bytes
+from tests.support.contained import skip_unless
+from tests.support.programs import is_alive, rss_bytes
 from tests.support.supervised import with_slots
 from tests.support.waiting import eventually_sync
 from tests.support.workers import (
@@ -20,8 +21,7 @@ from tests.support.workers import (
     start_fields,
 )
 from worker_svc.job import DURATION_MAX_S, JobState, Outcome
-from worker_svc.supervisor.livejob import LiveJob
-from worker_svc.supervisor.timers import Timers
+from worker_svc.supervisor.containment import CGROUP, SUBREAPER
 
 # How jobs end
 
@@ -87,6 +87,25 @@ def _time_and_memory(supervisor: SupervisorProcess) -> None:
     assert record.cpu_ns > 20_000_000
     assert record.peak_memory_bytes is not None
     assert 64 << 20 < record.peak_memory_bytes < 256 << 20
+
+
+@pytest.mark.parametrize("level", [CGROUP, SUBREAPER])
+def test_many_ends_in_one_turn(state: Path, level: str) -> None:
+    """Each is heard of in more than one way, and what is heard of a job that has ended meanwhile is nobody's."""
+    skip_unless(level)
+    supervisor = SupervisorProcess(state)
+    supervisor.options = ("--containment", level)
+    with supervisor:
+        for number in range(20):
+            supervisor.run(f"j{number}", ["sh", "-c", "sleep 999 & wait"])
+        pids = [supervisor.wait_state(f"j{number}", JobState.RUNNING).pid for number in range(20)]
+        with supervisor.paused():
+            for pid in pids:
+                os.killpg(pid, signal.SIGKILL)
+            eventually_sync(lambda: not any(map(is_alive, pids)))
+        for number in range(20):
+            assert supervisor.wait_finished(f"j{number}").signal == signal.SIGKILL
+        assert "fault" not in supervisor.log()
 
 
 # Stopping
@@ -279,14 +298,3 @@ def test_an_idle_exit_in_the_far_future(state: Path) -> None:
         for _ in range(3):
             supervisor.client.ask("status")
             supervisor.hang_up()
-
-
-def test_timers_of_finished_jobs_do_not_pile_up() -> None:
-    """A day's worth of jobs with a timeout of a day must not be kept for a day (budget: 0 for finished jobs)."""
-    timers = Timers(Mock())
-    for number in range(10_000):
-        job = LiveJob(str(number), "", 0)
-        job.state = JobState.RUNNING
-        timers.after(86400.0, lambda: None, job)
-        job.state = JobState.FINISHED
-    assert len(timers._heap) < 1000

@@ -7,7 +7,9 @@ from functools import partial
 
 import pytest
 
-from worker_svc.server.turns import _BURST_S, _TURN_PIECES, Turns
+from worker_svc.server.turns import TURN_PIECES, Turns
+
+LONG_S = 0.02  # more than anybody has at once, and earns again meanwhile
 
 
 class Clock:
@@ -17,7 +19,7 @@ class Clock:
         return self.now_s
 
     def pass_by(self) -> None:
-        self.now_s += 2 * _BURST_S
+        self.now_s += LONG_S
 
 
 @pytest.fixture
@@ -30,10 +32,9 @@ def turns(clock: Clock) -> Turns:
     return Turns(clock)
 
 
-def spend(turns: Turns, client: str) -> None:
+def spend(turns: Turns, clock: Clock, client: str) -> None:
     """Until its share is used up."""
-    assert isinstance(turns._clock, Clock)
-    turns.submit(client, turns._clock.pass_by)
+    turns.submit(client, clock.pass_by)
 
 
 async def test_the_modest_are_served_at_once(turns: Turns) -> None:
@@ -42,15 +43,15 @@ async def test_the_modest_are_served_at_once(turns: Turns) -> None:
     assert done == ["a"]
 
 
-async def test_beyond_its_share_a_client_gets_a_few_pieces_of_work_done_a_turn(turns: Turns) -> None:
+async def test_beyond_its_share_a_client_gets_a_few_pieces_of_work_done_a_turn(turns: Turns, clock: Clock) -> None:
     done = list[int]()
-    spend(turns, "greedy")
-    for number in range(3 * _TURN_PIECES):
+    spend(turns, clock, "greedy")
+    for number in range(3 * TURN_PIECES):
         turns.submit("greedy", lambda number=number: done.append(number))  # type: ignore[misc]
     assert done == []
     for count in range(1, 4):
         await asyncio.sleep(0)
-        assert done == list(range(count * _TURN_PIECES))
+        assert done == list(range(count * TURN_PIECES))
 
 
 async def test_a_piece_of_work_that_takes_long_has_a_turn_of_its_own(turns: Turns, clock: Clock) -> None:
@@ -60,7 +61,7 @@ async def test_a_piece_of_work_that_takes_long_has_a_turn_of_its_own(turns: Turn
         clock.pass_by()
         done.append(number)
 
-    spend(turns, "greedy")
+    spend(turns, clock, "greedy")
     for number in range(3):
         turns.submit("greedy", partial(take_long, number))
     for count in range(1, 4):
@@ -68,10 +69,10 @@ async def test_a_piece_of_work_that_takes_long_has_a_turn_of_its_own(turns: Turn
         assert done == list(range(count))
 
 
-async def test_others_pass_by_and_the_greedy_take_turns(turns: Turns) -> None:
+async def test_others_pass_by_and_the_greedy_take_turns(turns: Turns, clock: Clock) -> None:
     done = list[str]()
     for client in "ab":
-        spend(turns, client)
+        spend(turns, clock, client)
         for _ in range(3):
             turns.submit(client, lambda client=client: done.append(client))  # type: ignore[misc]
     turns.submit("modest", lambda: done.append("modest"))
@@ -100,15 +101,15 @@ async def test_what_is_charged_counts(turns: Turns) -> None:
     done = list[str]()
     turns.charge("unknown", 1.0)
     turns.submit("a", lambda: None)
-    turns.charge("a", 2 * _BURST_S)
+    turns.charge("a", LONG_S)
     turns.submit("a", lambda: done.append("later"))
     assert done == []
     await turns.wait("a")
     assert done == ["later"]
 
 
-async def test_who_gave_up_waiting_does_no_harm(turns: Turns) -> None:
-    spend(turns, "a")
+async def test_who_gave_up_waiting_does_no_harm(turns: Turns, clock: Clock) -> None:
+    spend(turns, clock, "a")
     waiting = asyncio.create_task(turns.wait("a"))
     await asyncio.sleep(0)
     waiting.cancel()
@@ -119,7 +120,7 @@ async def test_who_gave_up_waiting_does_no_harm(turns: Turns) -> None:
 
 async def test_the_quiet_are_forgotten(turns: Turns, clock: Clock) -> None:
     turns.submit("modest", lambda: None)
-    spend(turns, "greedy")
+    spend(turns, clock, "greedy")
     turns.submit("greedy", lambda: None)
     turns.forget_quiet(clock() + 3600)
     assert len(turns) == 1  # what waits is not

@@ -24,7 +24,7 @@ _BURST_S: Final = 0.01
 # Of one turn of the loop, what work that had to wait may take of it; what there is to read and to write comes between.
 # A piece can begin a call, which goes on by itself, so their number is bounded too.
 _TURN_S: Final = 0.001
-_TURN_PIECES: Final = 8
+TURN_PIECES: Final = 8
 
 Work = Callable[[], None]
 
@@ -92,7 +92,7 @@ class Turns:
         now_s = self._clock()
         until_s = now_s + _TURN_S
         try:
-            for _ in range(_TURN_PIECES):
+            for _ in range(TURN_PIECES):
                 if not self._ring or now_s >= until_s:
                     break
                 known = self._ring.popleft()
