@@ -17,8 +17,9 @@ from worker_svc.job import InvalidArgument
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.server.heads import Malformed, Refused, read_head
 from worker_svc.wire import codec
-from worker_svc.wire.codec.shapes import POOL, shape_of
-from worker_svc.wire.codec.times import datetime_of, timedelta_of
+from worker_svc.wire.codec.shapes import shape_of
+from worker_svc.wire.pool import POOL
+from worker_svc.wire.times import datetime_of, timedelta_of
 
 MESSAGES: Final[tuple[type[Any], ...]] = tuple(
     kind

@@ -31,7 +31,7 @@ from worker_svc import (
     WorkerClient,
 )
 from worker_svc.client.codec import ClientCodec
-from worker_svc.client.connection import why_refused
+from worker_svc.client.errors import why_refused
 from worker_svc.pb.jobscheduler import (
     WaitJobReq,
 )

@@ -8,7 +8,11 @@ import sys
 from operator import attrgetter
 from pathlib import Path
 
+import pytest
+
 import worker_svc
+from tests.support.fake_worker import FakeWorker, finished, serving_in_thread
+from worker_svc import Outcome
 
 # A type checker is told the names, not that there is a list of them.
 PUBLIC: list[str] = attrgetter("__all__")(worker_svc)
@@ -44,6 +48,29 @@ def test_help_needs_no_grpc_and_no_event_loop() -> None:
     loaded = _loaded_after(f"exec({code!r})")
     assert "worker_svc.cli" in loaded
     assert not loaded & {"grpclib", "betterproto", "asyncio", "tomli", "structlog"}
+
+
+COMMANDS = ("check-config", "gen-certs", "demo", "run", "start", "stop", "query", "list", "logs", "prune", "shutdown")
+HEAVY = {"asyncio", "grpclib.client", "betterproto", "structlog", "worker_svc.pb.jobscheduler"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_arguments_are_parsed_before_anything_heavy_is_loaded(command: str) -> None:
+    code = f"from worker_svc.cli import main\ntry: main([{command!r}, '--help'])\nexcept SystemExit: pass"
+    loaded = _loaded_after(f"exec({code!r})")
+    assert "argparse" in loaded
+    assert not loaded & HEAVY
+    # The configuration's table of keys takes a while too.
+    assert "worker_svc.config" not in loaded
+
+
+def test_short_questions_need_no_event_loop() -> None:
+    worker = FakeWorker()
+    worker.jobs["a"] = finished("a", Outcome.SUCCEEDED)
+    for command in (["query", "a"], ["list"], ["stop", "--grace", "1", "a"], ["pause", "a"]):
+        with serving_in_thread(worker) as address:
+            code = f"from worker_svc.cli import main; assert main({[*command, '--addr', address]!r}) == 0"
+            assert not _loaded_after(f"exec({code!r})") & HEAVY
 
 
 def test_the_client_imports_nothing_that_only_unix_has() -> None:
@@ -91,7 +118,5 @@ def test_every_message_of_the_contract_is_public() -> None:
 
 
 def test_a_name_that_is_not_there() -> None:
-    import pytest
-
     with pytest.raises(AttributeError, match="no attribute 'Nobody'"):
         _ = worker_svc.Nobody  # type: ignore[attr-defined]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -15,7 +16,9 @@ from worker_svc.printable import printable
 if TYPE_CHECKING:
     from ssl import SSLContext
 
+    from worker_svc.address import Address
     from worker_svc.client import WorkerClient
+    from worker_svc.client.blocking import BlockingWorker
 
 ADDRESS_VARIABLE: Final = "WORKER_SVC_ADDR"
 TLS_OPTIONS: Final = {
@@ -110,40 +113,68 @@ def count(text: str) -> int:
     return int(text)
 
 
+def ask_worker(arguments: argparse.Namespace, use: Callable[[BlockingWorker], None]) -> int:
+    """Runs `use` with the worker that the options name, for short questions: this is the light way to it. What goes
+    wrong becomes a `Failure`."""
+    with _failures(arguments.addr, FAILED_STATUS):
+        address = _address(arguments)
+        tls = _tls(arguments)
+        from worker_svc.client.blocking import BlockingWorker
+
+        with BlockingWorker(address, ssl=tls, server_name=arguments.server_name or "") as worker:
+            use(worker)
+    return 0
+
+
 def with_worker(
     arguments: argparse.Namespace,
     use: Callable[[WorkerClient], Coroutine[Any, Any, int]],
     *,
     failed_status: int = FAILED_STATUS,
 ) -> int:
-    """Runs `use` with a client for the worker that the options name; what goes wrong becomes a `Failure`."""
-    import asyncio
+    """Runs `use` with a client for the worker that the options name, and returns its status; what goes wrong becomes a
+    `Failure`."""
+    with _failures(arguments.addr, failed_status):
+        address = _address(arguments)
+        tls = _tls(arguments)
+        import asyncio
 
+        from worker_svc.client import WorkerClient
+
+        async def connected() -> int:
+            async with WorkerClient(str(address), ssl=tls, server_name=arguments.server_name or "") as client:
+                return await use(client)
+
+        return asyncio.run(connected())
+
+
+@contextmanager
+def _failures(address: str, status: int) -> Iterator[None]:
+    """Makes a `Failure` of what a client raises."""
     from grpclib.exceptions import GRPCError
 
-    from worker_svc.client import Unreachable, Untrusted, WorkerClient
+    from worker_svc.client.errors import Unreachable, Untrusted
     from worker_svc.job import JobError
 
-    address: str = arguments.addr
     try:
-        client = WorkerClient(address, ssl=_tls(arguments), server_name=arguments.server_name or "")
-    except ValueError as error:
-        raise Failure(str(error), 2) from None
-
-    async def connected() -> int:
-        async with client:
-            return await use(client)
-
-    try:
-        return asyncio.run(connected())
+        yield
     except Untrusted as error:
-        raise Failure(error.message, failed_status) from error
+        raise Failure(error.message, status) from error
     except Unreachable as error:
-        raise Failure(str(error), failed_status, hint=_how_to_reach_one(address)) from error
+        raise Failure(str(error), status, hint=_how_to_reach_one(address)) from error
     except JobError as error:
-        raise Failure(error.message, failed_status) from error
+        raise Failure(error.message, status) from error
     except GRPCError as error:
-        raise Failure(f"the worker answered {error.status.name}: {error.message}", failed_status) from error
+        raise Failure(f"the worker answered {error.status.name}: {error.message}", status) from error
+
+
+def _address(arguments: argparse.Namespace) -> Address:
+    from worker_svc.address import Address
+
+    try:
+        return Address.parse(arguments.addr)
+    except ValueError as error:
+        raise Failure(f"{arguments.addr!r} is not a worker's address: {error}", 2) from None
 
 
 def _tls(arguments: argparse.Namespace) -> SSLContext | None:

@@ -7,23 +7,22 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from worker_svc.cli.command import (
     ANSWER_DEADLINE_S,
     add_address_option,
+    ask_worker,
     count,
     key_value,
     make_parser,
-    with_worker,
 )
 from worker_svc.cli.console import say, warn
-from worker_svc.job import JobState
 
 if TYPE_CHECKING:
-    from worker_svc.client import WorkerClient
+    from worker_svc.client.blocking import BlockingWorker
+    from worker_svc.job import JobState
     from worker_svc.pb.jobscheduler import Job
 
 DEFAULT_LIMIT: Final = 50
@@ -60,11 +59,13 @@ def main(prog: str, argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="for programs: a JSON object a line")
     arguments = parser.parse_args(argv)
-    return with_worker(arguments, lambda client: _list(client, arguments))
+    return ask_worker(arguments, lambda worker: _list(worker, arguments))
 
 
 def _state(text: str) -> JobState | None:
     """None: paused, which is no state of its own."""
+    from worker_svc.job import JobState
+
     if text.lower() == "paused":
         return None
     state = JobState.__members__.get(text.upper())
@@ -73,34 +74,40 @@ def _state(text: str) -> JobState | None:
     return state
 
 
-async def _list(client: WorkerClient, arguments: argparse.Namespace) -> int:
-    jobs, more = await _fetch(client, arguments)
+def _list(worker: BlockingWorker, arguments: argparse.Namespace) -> None:
+    jobs, more = _fetch(worker, arguments)
     _print(jobs, as_json=arguments.json)
     if more and not arguments.json:
         warn(f"… and older ones: --limit {10 * arguments.limit} shows more, --limit 0 all")
-    return 0
 
 
-async def _fetch(client: WorkerClient, arguments: argparse.Namespace) -> tuple[list[Job], bool]:
+def _fetch(worker: BlockingWorker, arguments: argparse.Namespace) -> tuple[list[Job], bool]:
     """The jobs asked for, and whether there are more."""
+    from worker_svc.job import JobState
+
     limit: int = arguments.limit
     jobs: list[Job] = []
     running_only_paused = None in arguments.state and JobState.RUNNING not in arguments.state
-    listing = client.list(
-        states=[JobState.RUNNING if state is None else state for state in arguments.state],
-        labels=dict(arguments.label),
-        page_size=min(limit + 1, _PAGE_MAX) if limit else _PAGE_MAX,
-        view=_FULL if arguments.json else 0,
-        deadline_s=ANSWER_DEADLINE_S,
-    )
-    async with aclosing(listing):
-        async for job in listing:
+    page_token = ""
+    while True:
+        page = worker.ask(
+            "ListJobs",
+            states=[JobState.RUNNING if state is None else state for state in arguments.state],
+            labels=dict(arguments.label),
+            page_size=min(limit + 1, _PAGE_MAX) if limit else _PAGE_MAX,
+            page_token=page_token,
+            view=_FULL if arguments.json else 0,
+            deadline_s=ANSWER_DEADLINE_S,
+        )
+        for job in page.jobs:
             if running_only_paused and job.state == JobState.RUNNING and not job.paused:
                 continue
             if limit and len(jobs) == limit:
                 return jobs, True
             jobs.append(job)
-    return jobs, False
+        page_token = page.next_page_token
+        if not page_token:
+            return jobs, False
 
 
 def _print(jobs: Sequence[Job], *, as_json: bool) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from worker_svc.cli.command import ANSWER_DEADLINE_S, add_address_option, make_parser, with_worker
+from worker_svc.cli.command import ANSWER_DEADLINE_S, add_address_option, ask_worker, make_parser
 
 if TYPE_CHECKING:
-    from worker_svc.client import WorkerClient
+    from worker_svc.client.blocking import BlockingWorker
 
 
 def main(prog: str, argv: Sequence[str]) -> int:
@@ -19,8 +19,7 @@ def main(prog: str, argv: Sequence[str]) -> int:
     add_address_option(parser)
     arguments = parser.parse_args(argv)
 
-    async def pause(client: WorkerClient) -> int:
-        await client.pause(arguments.job, deadline_s=ANSWER_DEADLINE_S)
-        return 0
+    def pause(worker: BlockingWorker) -> None:
+        worker.ask("PauseJob", jobID=arguments.job, deadline_s=ANSWER_DEADLINE_S)
 
-    return with_worker(arguments, pause)
+    return ask_worker(arguments, pause)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from worker_svc.cli.command import ANSWER_DEADLINE_S, add_address_option, make_parser, with_worker
+from worker_svc.cli.command import ANSWER_DEADLINE_S, add_address_option, ask_worker, make_parser
 from worker_svc.cli.console import say
 
 if TYPE_CHECKING:
-    from worker_svc.client import WorkerClient
+    from worker_svc.client.blocking import BlockingWorker
 
 
 def main(prog: str, argv: Sequence[str]) -> int:
@@ -21,16 +21,15 @@ def main(prog: str, argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="for programs: one JSON object")
     arguments = parser.parse_args(argv)
 
-    async def query(client: WorkerClient) -> int:
+    def query(worker: BlockingWorker) -> None:
         from worker_svc.cli.render import job_block, job_json
 
-        job = await client.job(arguments.job, deadline_s=ANSWER_DEADLINE_S)
+        job = worker.ask("QueryJob", jobID=arguments.job, deadline_s=ANSWER_DEADLINE_S).job
         if arguments.json:
             lines = json.dumps(job_json(job), indent=2).split("\n")
         else:
             lines = job_block(job, now=datetime.now(UTC))
         for line in lines:
             say(line)
-        return 0
 
-    return with_worker(arguments, query)
+    return ask_worker(arguments, query)

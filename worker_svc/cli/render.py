@@ -181,12 +181,10 @@ def _stop_line(spec: JobSpec) -> str:
 
 def _output_limit(spec: JobSpec) -> str:
     """The limit and what happens at it; nothing where there is none."""
-    from worker_svc.pb.jobscheduler import OutputPolicy
-
-    if not spec.output_max_bytes or spec.output_policy == OutputPolicy.NONE:
+    if not spec.output_max_bytes or spec.output_policy.name == "NONE":
         return ""
-    at_limit = {OutputPolicy.DROP_HEAD: ", the oldest goes", OutputPolicy.STOP: ", then it is stopped"}
-    return human_size(spec.output_max_bytes) + at_limit.get(spec.output_policy, "")
+    at_limit = {"DROP_HEAD": ", the oldest goes", "STOP": ", then it is stopped"}
+    return human_size(spec.output_max_bytes) + at_limit.get(spec.output_policy.name or "", "")
 
 
 def _limit(duration: timedelta) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from worker_svc.cli.command import ANSWER_DEADLINE_S, add_address_option, make_parser, with_worker
+from worker_svc.cli.command import ANSWER_DEADLINE_S, add_address_option, ask_worker, make_parser
 
 if TYPE_CHECKING:
-    from worker_svc.client import WorkerClient
+    from worker_svc.client.blocking import BlockingWorker
 
 
 def main(prog: str, argv: Sequence[str]) -> int:
@@ -17,8 +17,7 @@ def main(prog: str, argv: Sequence[str]) -> int:
     add_address_option(parser)
     arguments = parser.parse_args(argv)
 
-    async def resume(client: WorkerClient) -> int:
-        await client.resume(arguments.job, deadline_s=ANSWER_DEADLINE_S)
-        return 0
+    def resume(worker: BlockingWorker) -> None:
+        worker.ask("ResumeJob", jobID=arguments.job, deadline_s=ANSWER_DEADLINE_S)
 
-    return with_worker(arguments, resume)
+    return ask_worker(arguments, resume)

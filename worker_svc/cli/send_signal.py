@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from worker_svc.cli.command import ANSWER_DEADLINE_S, add_address_option, make_parser, with_worker
+from worker_svc.cli.command import ANSWER_DEADLINE_S, add_address_option, ask_worker, make_parser
 
 if TYPE_CHECKING:
-    from worker_svc.client import WorkerClient
+    from worker_svc.client.blocking import BlockingWorker
 
 
 def main(prog: str, argv: Sequence[str]) -> int:
@@ -18,8 +18,7 @@ def main(prog: str, argv: Sequence[str]) -> int:
     add_address_option(parser)
     arguments = parser.parse_args(argv)
 
-    async def send(client: WorkerClient) -> int:
-        await client.signal(arguments.job, arguments.signal, deadline_s=ANSWER_DEADLINE_S)
-        return 0
+    def send(worker: BlockingWorker) -> None:
+        worker.ask("SignalJob", jobID=arguments.job, signal=arguments.signal, deadline_s=ANSWER_DEADLINE_S)
 
-    return with_worker(arguments, send)
+    return ask_worker(arguments, send)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from worker_svc.cli.command import ANSWER_DEADLINE_S, add_address_option, make_parser, seconds, with_worker
+from worker_svc.cli.command import ANSWER_DEADLINE_S, add_address_option, ask_worker, make_parser, seconds
 from worker_svc.cli.console import say
 
 if TYPE_CHECKING:
-    from worker_svc.client import WorkerClient
+    from worker_svc.client.blocking import BlockingWorker
 
 
 def main(prog: str, argv: Sequence[str]) -> int:
@@ -24,19 +24,27 @@ def main(prog: str, argv: Sequence[str]) -> int:
     parser.add_argument("--wait", action="store_true", help="return when the job is finished, and say how it ended")
     arguments = parser.parse_args(argv)
 
-    async def stop(client: WorkerClient) -> int:
-        deadline_s = None if arguments.wait else ANSWER_DEADLINE_S
-        await client.stop(
-            arguments.job,
+    from datetime import timedelta
+
+    from worker_svc.job import check_duration
+    from worker_svc.wire.times import duration_fields
+
+    def stop(worker: BlockingWorker) -> None:
+        grace = None
+        if arguments.grace is not None:
+            check_duration("grace", arguments.grace)
+            grace = duration_fields(timedelta(seconds=arguments.grace))
+        worker.ask(
+            "StopJob",
+            jobID=arguments.job,
             signal=arguments.signal,
-            grace_s=arguments.grace,
+            grace=grace,
             wait=arguments.wait,
-            deadline_s=deadline_s,
+            deadline_s=None if arguments.wait else ANSWER_DEADLINE_S,
         )
         if arguments.wait:
             from worker_svc.cli.render import status_line
 
-            say(status_line(await client.job(arguments.job, deadline_s=ANSWER_DEADLINE_S)))
-        return 0
+            say(status_line(worker.ask("QueryJob", jobID=arguments.job, deadline_s=ANSWER_DEADLINE_S).job))
 
-    return with_worker(arguments, stop)
+    return ask_worker(arguments, stop)

@@ -1,9 +1,7 @@
-"""What goes into a request, checked where betterproto does not; and what an error of the system says."""
+"""What goes into a request, checked where betterproto does not."""
 
 from __future__ import annotations
 
-import os
-import re
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -37,10 +35,3 @@ def member(enum: type[E], field: str, number: int) -> E:
         return enum(number)
     except ValueError:
         raise InvalidArgument(field, f"must be a {enum.__name__}, not {number}") from None
-
-
-def reason(error: OSError) -> str:
-    # asyncio puts the address, or the failures of several addresses, in the place of the system's words.
-    if failed := re.search(r"\[Errno (\d+)\] Connect call failed", str(error)):
-        return os.strerror(int(failed[1]))
-    return error.strerror or str(error) or type(error).__name__

@@ -9,19 +9,16 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import betterproto
-from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
 from worker_svc.job import ARGS_MAX, ENV_MAX, LABELS_MAX, InvalidArgument
 from worker_svc.job.identity import GROUPS_MAX, PATHS_MAX
 from worker_svc.job.limits import BY_NAME
 from worker_svc.pb import jobscheduler
-from worker_svc.pb.descriptors import FILES
 from worker_svc.wire.codec import wire
 from worker_svc.wire.codec.lean import make_lean
-from worker_svc.wire.codec.times import datetime_of, duration_fields, timedelta_of, timestamp_fields
-
-PACKAGE: Final = "jobscheduler"
+from worker_svc.wire.pool import PACKAGE, POOL
+from worker_svc.wire.times import datetime_of, duration_fields, timedelta_of, timestamp_fields
 
 _Convert = Callable[[Any], Any]
 
@@ -56,17 +53,6 @@ _MOST: Final = {
 _ELEMENTS_MAX: Final = 1000
 # How often a field may be sent that there is one of: the last one holds.
 _REPEATS_MAX: Final = 16
-
-
-def _make_pool() -> Any:
-    # Not the default pool: another version of the contract may be there, put in by code generated elsewhere.
-    pool = DescriptorPool()
-    for file in FILES.values():
-        pool.AddSerializedFile(file)
-    return pool
-
-
-POOL: Final = _make_pool()
 
 
 def _requests() -> set[str]:

@@ -1,0 +1,387 @@
+"""The async client for schedulers: typed calls, and the errors of `job` instead of gRPC statuses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from datetime import UTC, datetime
+from ssl import SSLContext, SSLError
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from grpclib.config import Configuration
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+
+from worker_svc.address import Address
+from worker_svc.client.codec import ClientCodec
+from worker_svc.client.connection import ClientChannel
+from worker_svc.client.errors import lost, not_reached, not_trusted, too_late
+from worker_svc.client.fields import count, duration, member
+from worker_svc.job import DeadlineExceeded, Unavailable
+from worker_svc.pb.jobscheduler import (
+    DeleteJobReq,
+    GetWorkerReq,
+    GetWorkerRes,
+    Identity,
+    Job,
+    JobState,
+    JobTransition,
+    JobView,
+    LeaderExit,
+    Limits,
+    ListJobsReq,
+    OutputChunk,
+    OutputPolicy,
+    OutputStream,
+    OutputVia,
+    PauseJobReq,
+    PruneJobsReq,
+    PruneJobsRes,
+    QueryJobReq,
+    QueryJobRes,
+    ResumeJobReq,
+    Sandbox,
+    ShutdownWorkerReq,
+    ShutdownWorkerRes,
+    SignalJobReq,
+    StartJobReq,
+    StartJobRes,
+    StopJobReq,
+    StreamJobReq,
+    WaitJobReq,
+    WatchJobsReq,
+    WorkerStub,
+)
+from worker_svc.wire.statuses import from_grpc
+
+T = TypeVar("T")
+
+# On the wire a wait of zero means "no limit"; here it means "do not wait".
+_SHORTEST_WAIT_S: Final = 0.001
+_STREAM_WINDOW_BYTES: Final = 1024 * 1024
+_UINT64_MAX: Final = 2**64 - 1
+
+
+class WorkerClient:
+    """Talks to one worker, over one connection that is made when needed and made again when it was lost.
+
+        async with WorkerClient("127.0.0.1:50000") as worker:
+            started = await worker.start("bash", "backup.sh", timeout_s=600)
+            async for chunk in worker.output(started.job_id, follow=True):
+                ...
+            job = await worker.wait(started.job_id)
+
+    Methods raise the `JobError`s of `worker_svc.job` (Unavailable also for every kind of connection trouble);
+    a status outside their table stays a `grpclib.GRPCError`. `deadline_s` bounds a call, and then
+    DeadlineExceeded is raised; without it a call waits as long as the worker takes. A call or stream that is
+    cancelled ends at the worker too. Leaving an `async for` early, close the stream at once with
+    `contextlib.aclosing`.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        ssl: SSLContext | None = None,
+        server_name: str = "",
+        metadata: Mapping[str, str | bytes] | None = None,
+    ) -> None:
+        """`address`: "host:port", "[ipv6]:port" or "unix:/path". `server_name`: the name that the worker's
+        certificate must carry, if it is not the host. `metadata` goes with every call.
+
+        Raises ValueError for an address that cannot be one.
+        """
+        try:
+            self._address = Address.parse(address)
+        except ValueError as error:
+            raise ValueError(f"{address!r} is not a worker's address: {error}") from None
+        self._ssl = ssl
+        self._server_name = server_name
+        self._metadata = dict(metadata) if metadata else None
+        self._channel: ClientChannel | None = None
+
+    @property
+    def address(self) -> str:
+        return str(self._address)
+
+    async def __aenter__(self) -> Self:
+        config = Configuration(
+            # What is not read of one stream must not hold up the others: only its own window is bounded.
+            http2_connection_window_size=2**31 - 1,
+            http2_stream_window_size=_STREAM_WINDOW_BYTES,
+            ssl_target_name_override=self._server_name or None,
+        )
+        where: dict[str, Any] = {"path": self._address.unix_path}
+        if not self._address.is_unix:
+            where = {"host": self._address.host or "127.0.0.1", "port": self._address.port}
+        self._channel = ClientChannel(**where, ssl=self._ssl, config=config, codec=ClientCodec())
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._channel is not None:
+            protocol = self._channel._protocol
+            transport = None if protocol is None else getattr(protocol.connection, "_transport", None)
+            self._channel.close()
+            self._channel = None
+            if transport is not None and self._ssl is not None:
+                transport.abort()  # else TLS would wait for the worker to say goodbye too
+            # The transport closes in the loop's next turns, which may otherwise be none; that of TLS after its own.
+            for _ in range(3):
+                await asyncio.sleep(0)
+
+    async def start(
+        self,
+        command: str,
+        path: str = "",
+        *,
+        args: Iterable[str] = (),
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        stdin: bytes = b"",
+        timeout_s: float | None = None,
+        stop_signal: str = "",
+        stop_grace_s: float | None = None,
+        labels: Mapping[str, str] | None = None,
+        separate_stderr: bool = False,
+        job_id: str = "",
+        output_max_bytes: int | None = None,
+        output_policy: int = OutputPolicy.UNSPECIFIED,
+        output_via: int = OutputVia.UNSPECIFIED,
+        limits: Limits | None = None,
+        identity: Identity | None = None,
+        sandbox: Sandbox | None = None,
+        leader_exit: int = LeaderExit.UNSPECIFIED,
+        secret_env: Mapping[str, str] | None = None,
+        deadline_s: float | None = None,
+    ) -> StartJobRes:
+        """Start a job: `command`, `path` (if not empty), `args`. What is left out is the worker's default.
+        `output_policy` is an OutputPolicy, `output_via` an OutputVia, `leader_exit` a LeaderExit. A limit, user or
+        sandbox that the worker's machine cannot give raises PreconditionFailed: `limits=Limits(memory_max_bytes=2**30,
+        pids_max=100)`. `secret_env` are variables like `env`, whose values are delivered to the job and recorded
+        nowhere.
+
+        With a `job_id` of your own the call is idempotent: after a doubtful failure, make the very same
+        again.
+        """
+        request = StartJobReq(
+            command=command,
+            path=path,
+            args=[*args],
+            env=dict(env or {}),
+            cwd=cwd,
+            stdin=stdin,
+            timeout=duration("timeout", timeout_s),
+            stop_signal=stop_signal,
+            stop_grace=duration("stop_grace", stop_grace_s),
+            labels=dict(labels or {}),
+            separate_stderr=separate_stderr,
+            job_id=job_id,
+            output_max_bytes=count("output_max_bytes", output_max_bytes, _UINT64_MAX),
+            output_policy=member(OutputPolicy, "output_policy", output_policy),
+            output_via=member(OutputVia, "output_via", output_via),
+            limits=limits,
+            identity=identity,
+            sandbox=sandbox,
+            leader_exit=member(LeaderExit, "leader_exit", leader_exit),
+            secret_env=dict(secret_env or {}),
+        )
+        return await self._call(self._stub.start_job(request, timeout=deadline_s))
+
+    async def stop(
+        self,
+        job_id: str,
+        *,
+        signal: str = "",
+        grace_s: float | None = None,
+        wait: bool = False,
+        deadline_s: float | None = None,
+    ) -> None:
+        """Ask a job to stop; with `wait`, return when it is finished. A finished job stays as it is."""
+        request = StopJobReq(job_id=job_id, signal=signal, grace=duration("grace", grace_s), wait=wait)
+        await self._call(self._stub.stop_job(request, timeout=deadline_s))
+
+    async def query(self, job_id: str, *, deadline_s: float | None = None) -> QueryJobRes:
+        request = QueryJobReq(job_id=job_id)
+        return await self._call(self._stub.query_job(request, timeout=deadline_s))
+
+    async def job(self, job_id: str, *, deadline_s: float | None = None) -> Job:
+        """All that is known of a job."""
+        return (await self.query(job_id, deadline_s=deadline_s)).job
+
+    async def list(
+        self,
+        *,
+        states: Iterable[int] = (),
+        labels: Mapping[str, str] | None = None,
+        accepted_since: datetime | None = None,
+        accepted_before: datetime | None = None,
+        page_size: int = 0,
+        view: int = JobView.UNSPECIFIED,
+        deadline_s: float | None = None,
+    ) -> AsyncGenerator[Job, None]:
+        """The jobs that fit all of this, newest first; pages are fetched as needed, each within `deadline_s`.
+
+        `states` are of JobState; a datetime without a zone means local time. `view` is a JobView: without one, large
+        `spec.args` and `spec.env` are left out, as `left_out` of a job then says.
+        """
+        request = ListJobsReq(
+            states=[member(JobState, "states", state) for state in states],
+            labels=dict(labels or {}),
+            # betterproto would take a datetime without a zone for UTC.
+            accepted_since=accepted_since and accepted_since.astimezone(UTC),
+            accepted_before=accepted_before and accepted_before.astimezone(UTC),
+            page_size=count("page_size", page_size, 2**31 - 1),
+            view=member(JobView, "view", view),
+        )
+        while True:
+            page = await self._call(self._stub.list_jobs(request, timeout=deadline_s))
+            for job in page.jobs:
+                yield job
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def watch(self, from_sequence: int = 0, job_ids: Iterable[str] = ()) -> AsyncGenerator[JobTransition, None]:
+        """Transitions from a sequence number on (0: only new ones, 1: all), live after catching up, without
+        end."""
+        request = WatchJobsReq(from_sequence=count("from_sequence", from_sequence, _UINT64_MAX), job_ids=[*job_ids])
+        with self._errors():
+            async with aclosing(self._stub.watch_jobs(request)) as transitions:  # type: ignore[type-var]
+                async for transition in transitions:
+                    yield transition
+
+    async def wait(self, job_id: str, timeout_s: float | None = None) -> Job:
+        """The job when it is finished; DeadlineExceeded if it is not within `timeout_s` (0: only look)."""
+        if timeout_s is not None:
+            timeout_s = max(timeout_s, _SHORTEST_WAIT_S)
+        request = WaitJobReq(job_id=job_id, timeout=duration("timeout", timeout_s))
+        return (await self._call(self._stub.wait_job(request))).job
+
+    async def signal(self, job_id: str, signal: str, *, deadline_s: float | None = None) -> None:
+        """Send a signal ("SIGUSR1", "USR1", "10") to a running job's process group."""
+        request = SignalJobReq(job_id=job_id, signal=signal)
+        await self._call(self._stub.signal_job(request, timeout=deadline_s))
+
+    async def pause(self, job_id: str, *, deadline_s: float | None = None) -> None:
+        """Make all processes of a running job stand still; its timeout goes on."""
+        request = PauseJobReq(job_id=job_id)
+        await self._call(self._stub.pause_job(request, timeout=deadline_s))
+
+    async def resume(self, job_id: str, *, deadline_s: float | None = None) -> None:
+        request = ResumeJobReq(job_id=job_id)
+        await self._call(self._stub.resume_job(request, timeout=deadline_s))
+
+    async def delete(self, job_id: str, *, deadline_s: float | None = None) -> None:
+        """Remove the record and the output of a finished job."""
+        request = DeleteJobReq(job_id=job_id)
+        await self._call(self._stub.delete_job(request, timeout=deadline_s))
+
+    async def prune(
+        self,
+        *,
+        max_age_s: float | None = None,
+        max_count: int | None = None,
+        max_bytes: int | None = None,
+        dry_run: bool = False,
+        deadline_s: float | None = None,
+    ) -> PruneJobsRes:
+        """Remove finished jobs, oldest first, until what is given holds; with `dry_run` only tell which."""
+        request = PruneJobsReq(
+            max_age=duration("max_age", max_age_s),
+            max_count=count("max_count", max_count, _UINT64_MAX),
+            max_bytes=count("max_bytes", max_bytes, _UINT64_MAX),
+            dry_run=dry_run,
+        )
+        return await self._call(self._stub.prune_jobs(request, timeout=deadline_s))
+
+    async def shutdown(self, *, stop_jobs: bool = False, deadline_s: float | None = None) -> ShutdownWorkerRes:
+        """Ends the worker and its supervisor once no job is left; the answer comes at once."""
+        request = ShutdownWorkerReq(stop_jobs=stop_jobs)
+        return await self._call(self._stub.shutdown_worker(request, timeout=deadline_s))
+
+    async def worker(self, *, deadline_s: float | None = None) -> GetWorkerRes:
+        """What the worker is and how busy."""
+        request = GetWorkerReq()
+        return await self._call(self._stub.get_worker(request, timeout=deadline_s))
+
+    async def output(
+        self,
+        job_id: str,
+        *,
+        stream: int = OutputStream.UNSPECIFIED,
+        offset: int | None = None,
+        tail_bytes: int | None = None,
+        tail_lines: int | None = None,
+        follow: bool = False,
+    ) -> AsyncGenerator[OutputChunk, None]:
+        """A job's output from its beginning, or from at most one of `offset`, `tail_bytes` and `tail_lines`.
+
+        `stream` is an OutputStream; unspecified, it is the output file, which has both unless they are
+        separate. With `follow` it ends when the job has and its last byte was read, otherwise at the end as
+        it is now. A chunk with `gap_bytes` stands for bytes that are gone. To resume after Unavailable:
+        `offset` of the last chunk, plus the length of its data or gap.
+        """
+        request = StreamJobReq(
+            job_id=job_id,
+            stream=member(OutputStream, "stream", stream),
+            offset=count("offset", offset, _UINT64_MAX),
+            tail_bytes=count("tail_bytes", tail_bytes, _UINT64_MAX),
+            tail_lines=count("tail_lines", tail_lines, _UINT64_MAX),
+            follow=follow,
+        )
+        with self._errors():
+            async with aclosing(self._stub.stream_job(request)) as chunks:  # type: ignore[type-var]
+                async for chunk in chunks:
+                    yield chunk
+
+    @property
+    def _stub(self) -> WorkerStub:
+        if self._channel is None:
+            raise RuntimeError("not connected: use `async with WorkerClient(...)`")
+        return WorkerStub(self._channel, metadata=self._metadata)
+
+    async def _call(self, call: Awaitable[T]) -> T:
+        with self._errors():
+            return await call
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn what grpclib raises into what callers are promised."""
+        task = asyncio.current_task()
+        cancels = task.cancelling() if task else 0
+        try:
+            yield
+        except GRPCError as error:
+            raise from_grpc(error) from error
+        except StreamTerminatedError as error:
+            _forget_cancel(cancels)
+            raise self._lost() from error
+        except AttributeError as error:
+            # grpclib takes its connection apart when it is lost, also under a call that is just about to be sent.
+            if error.name != "_transport":
+                raise
+            raise self._lost() from error
+        except SSLError as error:
+            raise not_trusted(self.address, error) from error
+        except OSError as error:
+            if isinstance(error, TimeoutError) and error.errno is None:
+                _forget_cancel(cancels)
+                raise DeadlineExceeded(too_late(self.address)) from error
+            raise not_reached(self.address, error) from error
+
+    def _lost(self) -> Unavailable:
+        return lost(self.address, self._channel.why_lost() if self._channel is not None else "")
+
+
+def _forget_cancel(cancels_before: int) -> None:
+    """grpclib wakes a call by cancelling its task and never takes that back, which `asyncio.timeout`, task
+    groups and Ctrl-C would later mistake for a cancellation of their own."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling() > cancels_before:
+        task.uncancel()
