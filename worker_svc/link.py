@@ -15,6 +15,7 @@ from typing import Any, Final
 from worker_svc.ipc import frames
 from worker_svc.job import ERRORS, InvalidArgument, JobError, Unavailable
 from worker_svc.linux import failpoints
+from worker_svc.linux.kinship import peer_credentials
 from worker_svc.supervisor.connections import read_key
 from worker_svc.supervisor.journal import open_log
 
@@ -210,7 +211,7 @@ class SupervisorLink:
             return f"the supervisor in {self._state_dir} has closed the connection: see supervisor.log there"
         except TimeoutError:
             protocol.close()
-            raise SupervisorError(_silence(_peer_pid(connected))) from None
+            raise SupervisorError(_silence(peer_credentials(connected)[0])) from None
         except SupervisorMismatch:
             protocol.close()
             raise
@@ -391,10 +392,6 @@ def _spawn_supervisor(state_dir: Path, ready_fd: int, options: Sequence[str]) ->
 def leave_no_core() -> None:
     """Of this process: secrets of jobs pass through it."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, _CORE_LIMIT[1]))
-
-
-def _peer_pid(connected: socket.socket) -> int:
-    return int.from_bytes(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4), sys.byteorder)
 
 
 def _silence(pid: int) -> str:

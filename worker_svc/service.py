@@ -172,14 +172,9 @@ class WorkerService(GuardedService):
         check_job_id(message.job_id)
         number = messages.signal_from("signal", message.signal, 0)
         grace_s = messages.seconds_from("grace", message.grace, -1.0)
+        asked = {"signal": number or None, "grace_s": None if grace_s < 0 else grace_s}
         with self._end_of(message.job_id) as end:
-            await self._ask(
-                "stop",
-                message.job_id,
-                is_idempotent=True,
-                signal=number or None,
-                grace_s=None if grace_s < 0 else grace_s,
-            )
+            await self._ask("stop", message.job_id, is_idempotent=True, **asked)
             if message.wait and self._record(message.job_id).state is not JobState.FINISHED:
                 self._lasts()
                 await end
@@ -286,8 +281,7 @@ class WorkerService(GuardedService):
         record = self._record(message.job_id)
         path = self._stream_path(record, message.stream)
         start = OutputStart(message.offset, message.tail_bytes, message.tail_lines)
-        final_size: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        ending = asyncio.ensure_future(self._tell_final_size(record, path, final_size))
+        final_size = asyncio.create_task(self._final_size(record, path))
         self._lasts()
         try:
             chunks = self._output.stream(
@@ -297,8 +291,7 @@ class WorkerService(GuardedService):
                 async for chunk in chunks:
                     yield pb.OutputChunk(offset=chunk.offset, data=chunk.data, gap_bytes=chunk.gap_bytes)
         finally:
-            ending.cancel()
-            if final_size.done() and not final_size.cancelled():
+            if not final_size.cancel() and not final_size.cancelled():
                 final_size.exception()  # seen: a stream that had all it wanted does not ask
 
     async def shutdown_worker(self, message: pb.ShutdownWorkerReq) -> pb.ShutdownWorkerRes:
@@ -371,21 +364,17 @@ class WorkerService(GuardedService):
         return messages.Files(output, stderr, _size_of(output), _size_of(stderr) if stderr else 0)
 
     def _stream_path(self, record: JobRecord, stream: pb.OutputStream) -> Path:
-        separate = record.spec.separate_stderr
-        if stream == pb.OutputStream.STDERR:
-            if not separate:
-                raise PreconditionFailed("stream: the job's standard error is merged into its output: ask for MERGED")
-            return Path(stderr_path(self._state_dir, record.job_id))
-        if stream == pb.OutputStream.MERGED and separate:
-            raise PreconditionFailed("stream: the job's standard error is separate: ask for STDOUT or STDERR")
-        if stream == pb.OutputStream.STDOUT and not separate:
-            raise PreconditionFailed("stream: the job's standard error is merged into its output: ask for MERGED")
         if stream not in list(pb.OutputStream):
             raise InvalidArgument("stream", f"there is no stream {int(stream)}")
-        return Path(output_path(self._state_dir, record.job_id))
+        if record.spec.separate_stderr and stream == pb.OutputStream.MERGED:
+            raise PreconditionFailed("stream: the job's standard error is separate: ask for STDOUT or STDERR")
+        if not record.spec.separate_stderr and stream in (pb.OutputStream.STDOUT, pb.OutputStream.STDERR):
+            raise PreconditionFailed("stream: the job's standard error is merged into its output: ask for MERGED")
+        path_of = stderr_path if stream == pb.OutputStream.STDERR else output_path
+        return Path(path_of(self._state_dir, record.job_id))
 
-    async def _tell_final_size(self, record: JobRecord, path: Path, final_size: asyncio.Future[int | None]) -> None:
-        """Resolves `final_size` once the job is finished, at once if it is."""
+    async def _final_size(self, record: JobRecord, path: Path) -> int | None:
+        """Returns once the job is finished, at once if it is. Raises JobNotFound, Unavailable."""
         try:
             with self._end_of(record.job_id) as end:
                 current = self._reader.get(record.job_id)
@@ -393,16 +382,10 @@ class WorkerService(GuardedService):
                     await end
                     current = self._reader.get(record.job_id)
         except sqlite3.Error as error:
-            final_size.set_exception(Unavailable(unreadable(error)))
-            return
-        except Unavailable as error:
-            final_size.set_exception(error)
-            return
+            raise Unavailable(unreadable(error)) from error
         if current is None:
-            final_size.set_exception(JobNotFound("the job was deleted"))
-            return
-        is_stderr = path.suffix == ".err"
-        final_size.set_result(current.stderr_size_bytes if is_stderr else current.output_size_bytes)
+            raise JobNotFound("the job was deleted")
+        return current.stderr_size_bytes if path.suffix == ".err" else current.output_size_bytes
 
 
 def _size_of(path: str) -> int:

@@ -199,15 +199,11 @@ class GuardedService(pb.WorkerBase):
             try:
                 with self._disk_trouble_told():
                     await self._handle(current, handle, cardinality, stream)
-            except JobError as error:
-                answer = statuses.to_grpc(error)
+            except (JobError, GRPCError) as error:
+                answer = statuses.to_grpc(error) if isinstance(error, JobError) else error
                 current.fail(answer.status.name)
                 await self._gate.audit.settled()
-                raise GRPCError(answer.status, current.masked(error.message)) from error
-            except GRPCError as error:
-                current.fail(error.status.name)
-                await self._gate.audit.settled()
-                raise GRPCError(error.status, current.masked(error.message or ""), error.details) from error
+                raise GRPCError(answer.status, current.masked(answer.message or ""), answer.details) from error
             except asyncio.CancelledError:
                 if not self.is_draining or task.uncancel():
                     raise

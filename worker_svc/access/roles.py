@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, IntEnum
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
+
+from worker_svc.linux.kinship import peer_credentials
 
 if TYPE_CHECKING:
     from asyncio import BaseTransport
@@ -22,7 +23,6 @@ NAMELESS: Final = "nameless"
 # Longer names are nobody's: an identity is in every record of a job and every line of the audit.
 NAME_MAX_CHARS: Final = 256
 
-_UCRED: Final = struct.Struct("3i")
 _KINDS_OF_NAMES: Final = (("URI", "uri:"), ("DNS", "dns:"), ("email", "email:"))
 
 
@@ -157,7 +157,7 @@ class Doorkeeper:
         connected = transport.get_extra_info("socket")
         certificate = transport.get_extra_info("peercert")
         if connected is not None and connected.family == socket.AF_UNIX:
-            pid, uid, _ = _UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            pid, uid, _ = peer_credentials(connected)
             # A job that runs as an admin's user is no admin by that.
             kind = "job" if self._is_job(connected) else "uid"
             return (names_in(certificate) if certificate else [f"{kind}:{uid}"]), f"pid:{pid}"

@@ -31,7 +31,7 @@ class Kinship(NamedTuple):
     def is_job(self, connected: socket.socket | Any) -> bool:
         """Whether who connected is a process of a job, or descends from one. True as well if that cannot be told any
         more, since it is gone: the fd may have been given away. Raises OSError if no file can be opened now."""
-        pid, _, _ = _UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        pid, _, _ = peer_credentials(connected)
         if pid == 0:
             return False  # of another pid namespace, and so no descendant of ours
         try:
@@ -65,6 +65,12 @@ class Kinship(NamedTuple):
 
     def _is_in_a_group(self, pid: int) -> bool:
         return bool(self.cgroup) and group_path_of(pid).startswith(f"{self.cgroup}/")
+
+
+def peer_credentials(connected: socket.socket | Any) -> tuple[int, int, int]:
+    """The process, user and group of who connected to a unix socket, as they were then (SO_PEERCRED, unix(7))."""
+    pid, uid, gid = _UCRED.unpack(connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid, gid
 
 
 def _has_exited(pidfd: int) -> bool:

@@ -193,7 +193,13 @@ class Registration:
         self._lost_worker_id = ""
         self._registered_at_s = asyncio.get_running_loop().time()
         self._warned_at_s = None
-        self._log_registered(worker_id, attempt)
+        self._log.info(
+            "scheduler.registered",
+            scheduler_worker_id=worker_id,
+            address=self._advertise_address,
+            scheduler=self._target,
+            attempt=attempt,
+        )
         if link.lost_reason is not None:
             self._on_lost(link)
         return link
@@ -269,19 +275,16 @@ class Registration:
         if link is self._link:
             if self._worker_id:
                 self._lost_worker_id, self._worker_id = self._worker_id, ""
-                self._log_lost(self._lost_worker_id, link.lost_reason)
+                self._log.warning(
+                    "scheduler.lost",
+                    scheduler_worker_id=self._lost_worker_id,
+                    scheduler=self._target,
+                    reason=link.lost_reason,
+                    lasted_s=round(self._lasted_s(), 3),
+                )
             self._wake.set()
 
     # Log lines.
-
-    def _log_registered(self, worker_id: str, attempt: int) -> None:
-        self._log.info(
-            "scheduler.registered",
-            scheduler_worker_id=worker_id,
-            address=self._advertise_address,
-            scheduler=self._target,
-            attempt=attempt,
-        )
 
     def _log_unreachable(self, error: Exception, attempt: int, delay_s: float) -> None:
         now_s = asyncio.get_running_loop().time()
@@ -290,31 +293,12 @@ class Registration:
         if self._warned_at_s is None or now_s - self._warned_at_s >= _WARN_EVERY_S:
             self._warned_at_s = now_s
             write = self._log.warning
-        write(
-            "scheduler.unreachable",
-            scheduler=self._target,
-            reason=describe(error),
-            attempt=attempt,
-            retry_in_s=round(delay_s, 3),
-            **unforeseen,
-        )
-
-    def _log_lost(self, worker_id: str, reason: str | None) -> None:
-        self._log.warning(
-            "scheduler.lost",
-            scheduler_worker_id=worker_id,
-            scheduler=self._target,
-            reason=reason,
-            lasted_s=round(self._lasted_s(), 3),
-        )
+        told: dict[str, Any] = {"reason": describe(error), "attempt": attempt, "retry_in_s": round(delay_s, 3)}
+        write("scheduler.unreachable", scheduler=self._target, **told, **unforeseen)
 
     def _log_deregister_failed(self, worker_id: str, reason: str) -> None:
-        self._log.warning(
-            "scheduler.deregister_failed",
-            scheduler_worker_id=worker_id,
-            scheduler=self._target,
-            reason=reason,
-        )
+        told = {"scheduler_worker_id": worker_id, "scheduler": self._target, "reason": reason}
+        self._log.warning("scheduler.deregister_failed", **told)
 
 
 async def _outcome(task: asyncio.Task[T], timeout_s: float) -> T:

@@ -12,13 +12,13 @@ import logging
 import os
 import socket
 import ssl
-import struct
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from worker_svc.config import LOCALHOST, Address
+from worker_svc.linux.kinship import peer_credentials
 from worker_svc.server.admission import Admission, Place
 from worker_svc.server.connection import ServerConnection
 from worker_svc.server.turns import Turns
@@ -33,7 +33,6 @@ _CONNECT_S: Final = 0.0005
 _HANDSHAKE_S: Final = 0.002
 # Without a file to be had for a connection, it is no use to try again at once.
 _OUT_OF_FILES_S: Final = 0.1
-_UCRED: Final = struct.Struct("3i")
 
 
 class Listener:
@@ -138,8 +137,7 @@ class Listener:
 def peer_of(accepted: socket.socket, address: object) -> str:
     """Whom a connection counts for: an address (of IPv6 the network), or a user of this machine."""
     if accepted.family == socket.AF_UNIX:
-        _, uid, _ = _UCRED.unpack(accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        return f"uid:{uid}"
+        return f"uid:{peer_credentials(accepted)[1]}"
     assert isinstance(address, tuple)
     host = str(address[0])
     if accepted.family == socket.AF_INET6:

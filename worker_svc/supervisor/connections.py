@@ -6,19 +6,17 @@ import _operator
 import os
 import select
 import socket
-import struct
 from contextlib import suppress
 from typing import Any, Final
 
 from worker_svc.ipc import frames
-from worker_svc.linux.kinship import Kinship
+from worker_svc.linux.kinship import Kinship, peer_credentials
 from worker_svc.supervisor.journal import note
 
 _RECEIVE_BYTES: Final = 256 * 1024
 # A worker that does not read its answers is not read from either, beyond this much.
 _UNSENT_MAX_BYTES: Final = 1024 * 1024
 _BACKLOG: Final = 64
-_UCRED: Final = struct.Struct("3i")
 _KEY_BYTES: Final = 32
 
 
@@ -45,16 +43,9 @@ def listen(state_dir: str) -> socket.socket:
 def refusal(connected: socket.socket, kinship: Kinship) -> str:
     """Why the peer is not let in, empty: it is. The directory's mode is not the only guard: it has to be root or who we
     are (SO_PEERCRED, unix(7)), and no job, which may be either. Raises OSError if that cannot be told now."""
-    if _peer(connected)[1] not in (0, os.geteuid()):
+    if peer_credentials(connected)[1] not in (0, os.geteuid()):
         return "the peer is another user"
     return "the peer is a job, or was started by one" if kinship.is_job(connected) else ""
-
-
-def _peer(connected: socket.socket) -> tuple[int, int, int]:
-    """Its process, user and group when it connected."""
-    raw = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    pid, uid, gid = _UCRED.unpack(raw)
-    return pid, uid, gid
 
 
 def read_key(state_dir: str) -> str:
@@ -125,7 +116,7 @@ class Connection:
         self.greeted = False
         self.closed = False
         self.fd = connected.fileno()
-        self.pid = _peer(connected)[0]
+        self.pid = peer_credentials(connected)[0]
         epoll.register(self.fd, self._events)
 
     def receive(self) -> list[frames.Frame]:
