@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,11 +25,31 @@ def shell(worker: Worker, command: str, cwd: Path | None = None, **env: str) -> 
     return subprocess.run(["bash", "-c", command], cwd=cwd, env=env, capture_output=True, timeout=PATIENCE_S)
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-@pytest.mark.parametrize("command", ["start true", "run echo x", "list", "list --json", "prune --keep 99", "--version"])
-def test_with_descriptors_closed(shared: Worker, command: str, closed: str) -> None:
-    done = shell(shared, f"$W {command} {closed}")
+_PRINTING = ["start --id {} true", "run echo x", "list", "list --json", "prune --keep 99", "--version", "list --help"]
+
+
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-"])
+@pytest.mark.parametrize("command", _PRINTING)
+def test_what_is_closed_and_not_needed_is_not_missed(shared: Worker, command: str, closed: str) -> None:
+    done = shell(shared, f"$W {command.format(uuid.uuid4().hex)} {closed}")
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("command", _PRINTING)
+def test_a_closed_standard_output_loses_nothing_without_a_word(shared: Worker, command: str) -> None:
+    name = command.split()[0]
+    job_id = uuid.uuid4().hex
+    done = shell(shared, f"$W {command.format(job_id)} >&-")
+    was_started = f"job {job_id} was started; " if name == "start" else ""
+    said = f"worker-svc: {name}: {was_started}standard output: it is closed\n"
+    assert (done.returncode, done.stderr.decode()) == (125 if name == "run" else 1, said)
+    assert shell(shared, f"$W {command.format(uuid.uuid4().hex)} <&- >&- 2>&-").returncode == done.returncode
+
+
+@pytest.mark.parametrize("command, status", [("run true", 0), ("run bash -c 'exit 3'", 3)])
+def test_who_writes_nothing_needs_no_standard_output(shared: Worker, command: str, status: int) -> None:
+    done = shell(shared, f"$W {command} >&-")
+    assert (done.returncode, done.stderr) == (status, b"")
 
 
 def test_a_closed_standard_input_is_an_empty_one(shared: Worker) -> None:
@@ -66,13 +87,19 @@ def test_a_job_whose_id_cannot_be_written_is_named(shared: Worker) -> None:
     assert (done.returncode, done.stderr.decode()) == (1, said)
 
 
+@pytest.mark.parametrize("nowhere", ["2>/dev/full", "2>&-"])
 @pytest.mark.parametrize(
     "command, status",
-    [("run --separate-stderr bash -c 'echo x >&2'", 125), ("run bash -c 'exit 3'", 3), ("list --label no=such", 1)],
+    [("run --separate-stderr bash -c 'echo x >&2'", 125), ("run bash -c 'exit 3'", 3), ("query none", 1)],
 )
-def test_a_full_standard_error(shared: Worker, command: str, status: int) -> None:
+def test_a_standard_error_that_takes_nothing(shared: Worker, command: str, status: int, nowhere: str) -> None:
     """Where nothing can be said, the status tells."""
-    assert shell(shared, f"$W {command} 2>/dev/full").returncode == status
+    assert shell(shared, f"$W {command} {nowhere}").returncode == status
+
+
+@pytest.mark.parametrize("nowhere, status", [("2>/dev/full", 1), ("2>&-", 0)])
+def test_what_is_said_beside_is_missed_unless_nobody_wants_it(shared: Worker, nowhere: str, status: int) -> None:
+    assert shell(shared, f"$W list --label no=such {nowhere}").returncode == status
 
 
 def test_a_job_of_run_does_not_outlive_a_full_output(shared: Worker) -> None:

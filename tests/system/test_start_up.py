@@ -39,6 +39,7 @@ FOREIGN = {
     "with another's database": (f"cp other.sqlite3 state/{STORE_NAME}", "is another program's database"),
     "with another's file": (f"echo x >state/{STORE_NAME}", "is no database (any more)"),
     "with another's folder": (f"mkdir state/{STORE_NAME}", "is no file"),
+    "with another's FIFO": (f"mkfifo state/{STORE_NAME}", "is no file"),
     "with a log and a file": ("touch state/supervisor.log state/x", "not empty ('x')"),
     "a file": ("rmdir state; touch state", "is no directory"),
     "below a file": ("rmdir state; cd ..; rmdir over; touch over", "is no directory"),

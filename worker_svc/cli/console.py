@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import select
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 
 class CannotWrite(OSError):
-    """Standard output, or error where a job's is written to it, takes no more: its disk is full, say. (That nobody
-    reads it is a BrokenPipeError.)"""
+    """Standard output, or error where a job's is written to it, takes no more: its disk is full, or it is closed. (That
+    nobody reads it is a BrokenPipeError.)"""
 
 
 def say(text: str) -> None:
@@ -39,8 +40,10 @@ class _Whole(io.RawIOBase):
     """A descriptor that takes all of what it is given: a short write is no whole one, and one that would have to wait
     waits, also if somebody who shares the descriptor made it non-blocking."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, was_closed: bool) -> None:
+        """`was_closed`: what is there is only in its place, and nobody gets what is written to it."""
         self._fd = fd
+        self._takes_nothing = was_closed
         self.lost: OSError | None = None
         """Why not all that was written to standard error is there: there is nowhere left to say so."""
 
@@ -58,6 +61,8 @@ class _Whole(io.RawIOBase):
         size = len(rest)
         while rest:
             try:
+                if self._takes_nothing:
+                    raise OSError(errno.EBADF, "it is closed")
                 rest = rest[os.write(self._fd, rest) :]
             except BlockingIOError:
                 select.select([], [self._fd], [])
@@ -71,30 +76,36 @@ class _Whole(io.RawIOBase):
                 raise cannot from error
         return size
 
+    def give_up(self) -> None:
+        """What is written from now on is thrown away."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._fd)
+        os.close(null)
+        self._takes_nothing = False
+
 
 def own_streams() -> None:
     """Takes over the process's standard streams, whatever state they are in."""
-    stdio.ensure_descriptors()
+    closed = stdio.ensure_descriptors()
     if sys.stdin is None:
         sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False))
     for fd, name in ((1, "stdout"), (2, "stderr")):
         was = getattr(sys, name)
         encoding = "utf-8" if was is None else was.encoding
         # A terminal that is not UTF-8 is no reason to die half-way.
-        buffered = io.BufferedWriter(_Whole(fd))
+        buffered = io.BufferedWriter(_Whole(fd, was_closed=fd in closed))
         stream = io.TextIOWrapper(buffered, encoding, "backslashreplace", line_buffering=fd == 2 or buffered.isatty())
         setattr(sys, name, stream)
 
 
 def what_was_lost(stream: IO[bytes]) -> OSError | None:
-    """Why what was written to standard error is not there, as far as the command can help it: whoever closed it wanted
-    none of it."""
+    """Why what was written to standard error is not there."""
     raw = getattr(stream, "raw", None)
     return raw.lost if isinstance(raw, _Whole) else None
 
 
 def give_up_output() -> None:
     """The interpreter flushes standard output once more at exit, and would complain then."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.close(null)
+    raw = getattr(sys.stdout.buffer, "raw", None)
+    if isinstance(raw, _Whole):
+        raw.give_up()

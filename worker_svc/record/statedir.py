@@ -38,6 +38,8 @@ def has_store(state_dir: str) -> bool:
 def what_is_wrong(state_dir: str) -> str:
     """With the store in a directory that is there; empty: it is ours, or there has been none yet. Raises OSError."""
     path = f"{state_dir}/{STORE_NAME}"
+    if os.path.lexists(path) and not os.path.isfile(path):
+        return f"{path}: is no file: another program's? Name another state directory"
     if has_store(state_dir):
         return _what_is_not_ours(path)
     left = [name for name in (_WAL_NAME, frames.CURSOR_NAME) if _size(f"{state_dir}/{name}")]
@@ -65,8 +67,6 @@ def shown(names: list[str]) -> str:
 
 
 def _what_is_not_ours(path: str) -> str:
-    if not os.path.isfile(path):
-        return f"{path}: is no file: another program's? Name another state directory"
     with open(path, "rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
             return f"{path}: is no database (any more): put it back from a copy, or name another state directory"
