@@ -14,7 +14,7 @@ from tests.support.programs import python
 from tests.support.spawn_limits import NOBODY, has_landlock, landlock, outcome_without_privileges
 from tests.support.spawning import PATH, Launchpad, needs_root, run_apart
 from worker_svc.job import Identity, Sandbox
-from worker_svc.supervisor.spawn import IMPLEMENTATION, SpawnFailed
+from worker_svc.supervisor.spawn import SpawnFailed
 
 # --- sandbox ------------------------------------------------------------------------------------------------------
 
@@ -198,14 +198,14 @@ def test_without_clone3_and_close_range(pad: Launchpad) -> None:
 
 
 def test_orphans_fall_to_a_subreaper(pad: Launchpad) -> None:
-    if pad.implementation != IMPLEMENTATION:
-        pytest.skip("set_child_subreaper() takes the implementation in use")
     code = f"""
         import os, sys, time
-        from worker_svc.supervisor.spawn import LaunchPlan, set_child_subreaper, spawn
+        from worker_svc.supervisor.containment.subreaper import set_child_subreaper
+        from worker_svc.supervisor.spawn import LaunchPlan, spawn
         set_child_subreaper()
         script = "(sleep 0.05; exit 7) & exit 0"
-        spawned = spawn(LaunchPlan(["sh", "-c", script], {{"PATH": {PATH!r}}}, "/", b"", sys.argv[1], ""))
+        plan = LaunchPlan(["sh", "-c", script], {{"PATH": {PATH!r}}}, "/", b"", sys.argv[1], "")
+        spawned = spawn(plan, {pad.implementation!r})
         os.waitpid(spawned.pid, 0)
         print(os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1]))
     """

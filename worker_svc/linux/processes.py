@@ -42,8 +42,6 @@ class Survivor(NamedTuple):
     pid: int
     state: str
     wchan: str
-    stack: str = ""
-    """What the kernel does for it, where we may read that (root)."""
 
 
 def process(pid: int) -> Process | None:
@@ -144,8 +142,7 @@ def environ_value(pid: int, name: bytes) -> str:
 
 def survivor(one: Process) -> Survivor:
     wchan = (_read(f"/proc/{one.pid}/wchan", 256) or b"").decode(errors="replace").strip()
-    stack = (_read(f"/proc/{one.pid}/stack", 4096) or b"").decode(errors="replace").strip()
-    return Survivor(one.pid, one.state, "" if wchan == "0" else wchan, stack)
+    return Survivor(one.pid, one.state, "" if wchan == "0" else wchan)
 
 
 def _read(path: str, limit: int) -> bytes | None:

@@ -11,7 +11,6 @@ from worker_svc.supervisor.spawn.spawner import (
     SPAWNER_THREADS,
     SPAWNER_THREADS_MAX,
     Spawner,
-    set_child_subreaper,
     spawn,
 )
 
@@ -27,7 +26,6 @@ __all__ = [
     "SpawnFailed",
     "Spawned",
     "Spawner",
-    "set_child_subreaper",
     "spawn",
     "start_ticks_of",
 ]

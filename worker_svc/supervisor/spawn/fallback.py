@@ -38,7 +38,6 @@ from worker_svc.supervisor.spawn.plan import (
 )
 from worker_svc.supervisor.spawn.steps import RLIMITS, Op, Place, Program
 
-_PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_NO_NEW_PRIVS: Final = 38
 # include/linux/sched.h, in the flags of proc_pid_stat(5): forked and not yet executed.
 _PF_FORKNOEXEC: Final = 0x40
@@ -57,10 +56,6 @@ def _set(option: int) -> None:
     if _prctl(option, 1, 0, 0, 0) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-
-
-def set_child_subreaper() -> None:
-    _set(_PR_SET_CHILD_SUBREAPER)
 
 
 def start(plan: LaunchPlan, program: Program, files: Files, attempt: Attempt) -> Spawned:

@@ -9,8 +9,6 @@ from worker_svc.supervisor.spawn.explain import explain
 from worker_svc.supervisor.spawn.plan import Attempt, Files, LaunchPlan, Spawned, SpawnFailed, candidates_of
 from worker_svc.supervisor.spawn.steps import Program
 
-set_child_subreaper = _native.set_child_subreaper
-
 
 def start(plan: LaunchPlan, program: Program, files: Files, attempt: Attempt) -> Spawned:
     """Raises SpawnFailed; then no process is left."""

@@ -26,7 +26,6 @@ _NO_THREAD_S: Final = 1.0
 
 class _Implementation(Protocol):
     def start(self, plan: LaunchPlan, program: Program, files: Files, attempt: Attempt) -> Spawned: ...
-    def set_child_subreaper(self) -> None: ...
 
 
 _loaded: Final[dict[str, _Implementation]] = {}
@@ -50,11 +49,6 @@ def _available() -> str:
 
 IMPLEMENTATION: Final = _available()
 """What is in use unless a caller says otherwise: NATIVE or PYTHON."""
-
-
-def set_child_subreaper() -> None:
-    """Makes this process the one that orphaned descendants fall to (PR_SET_CHILD_SUBREAPER(2const)). Raises OSError."""
-    load(IMPLEMENTATION).set_child_subreaper()
 
 
 def spawn(plan: LaunchPlan, implementation: str = IMPLEMENTATION, attempt: Attempt | None = None) -> Spawned:
