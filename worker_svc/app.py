@@ -140,7 +140,7 @@ class _Worker:
         self._registration: Registration | None = None
         self._advertised = ""
         self._sequence = 0
-        """Of the latest doorbell: it can ring before the feed is there."""
+        """The latest doorbell's: it can ring before the feed is there."""
 
     async def run(self) -> int:
         """Serves, and leaves. What can fail for want of an address or a file comes before anything is made."""

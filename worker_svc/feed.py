@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _STEP: Final = 64
 _TOLD_AT_ONCE: Final = 16
 _RECENT_MAX: Final = 4096
-# Of history, for all who read on at the same place.
+# Pages of history, for all who read on at the same place.
 _PAGE: Final = 256
 _PAGES_MAX: Final = 8
 _RETRY_S: Final = 1.0
@@ -119,7 +119,7 @@ class Feed:
         more.set_result(None)
 
     def _tell_some(self) -> None:
-        """Of those who wait, who are then answered: a thousand can wait for one job."""
+        """Tells a few of those who wait, who are then answered: a thousand can wait for one job."""
         for _ in range(min(_TOLD_AT_ONCE, len(self._due))):
             end = self._due.popleft()
             if not end.done():

@@ -390,12 +390,12 @@ def _spawn_supervisor(state_dir: Path, ready_fd: int, options: Sequence[str]) ->
 
 
 def leave_no_core() -> None:
-    """Of this process: secrets of jobs pass through it."""
+    """No core dump of this process: secrets of jobs pass through it."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, _CORE_LIMIT[1]))
 
 
 def _silence(pid: int) -> str:
-    """Of a supervisor that does not answer."""
+    """What is said of a supervisor that does not answer."""
     why = "it is busy, or its disk is"
     try:
         if Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"T", b"t"):

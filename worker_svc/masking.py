@@ -17,7 +17,7 @@ from worker_svc.job import JobRecord, JobSpec, Sandbox, name_of
 MASK: Final = "(hidden)"
 # Not KEY alone: what comes before says what it opens.
 DEFAULT_PATTERN: Final = "(?i)pass|pwd|secret|token|credential|auth|.key"
-# Of a longer key only the end counts, so that the pattern, which is the administrator's, never meets a long text.
+# Only the end of a longer key counts, so that the pattern, which is the administrator's, never meets a long text.
 _KEY_MAX_CHARS: Final = 128
 _SHOWN_MAX_CHARS: Final = 8192
 
@@ -65,7 +65,7 @@ class Masker:
         if self._pattern is None:
             return len(text)
         colon_end = 0
-        """Of the first colon in a word: what comes after it may belong to the secret that is found later."""
+        """Behind the first colon in a word: what comes after it may belong to the secret that is found later."""
         for piece in _PIECE.finditer(text):
             end = piece.end()
             match text[end - 1]:
@@ -91,7 +91,7 @@ class Masker:
         for argument in arguments:
             text, announces = self._argument(argument)
             shown.append(MASK if is_value else text)
-            # Of what was hidden too: `--auth --password x` has either one secret or two.
+            # What was hidden can announce a value too: `--auth --password x` has either one secret or two.
             is_value = announces
         return tuple(shown)
 

@@ -193,7 +193,7 @@ class WorkerService(GuardedService):
     async def watch_jobs(self, message: pb.WatchJobsReq) -> AsyncIterator[pb.JobTransition]:
         for job_id in message.job_ids:
             check_job_id(job_id, "job_ids")
-        # Of the store: the feed may be about to read what a client knows already from an answer.
+        # The store's latest, since the feed may still be about to read what a client knows already from an answer.
         latest = self._reader.sequence()
         if message.from_sequence > latest + 1:
             raise OutOfRange(f"from_sequence: {message.from_sequence} is beyond the latest, {latest}")

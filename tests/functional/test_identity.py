@@ -99,7 +99,7 @@ def test_one_that_was_renamed_is_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("inode_off_by, outcome", [(0, Outcome.SUCCEEDED), (1, Outcome.LOST)])
 def test_a_store_of_before(tmp_path: Path, inode_off_by: int, outcome: Outcome) -> None:
-    """Of version 0.1, which noted machine, file system and inode."""
+    """Version 0.1 noted machine, file system and inode."""
     state = tmp_path / "state"
     leave_a_queued_job(state, tmp_path / "marks")
     kept = json.loads(supervisor_meta(state))

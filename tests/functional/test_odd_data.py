@@ -154,7 +154,7 @@ def test_a_fault_with_one_job_ends_that_job(tmp_path: Path, where: tuple[str, st
 
 @needs_root
 def test_a_mount_whose_name_is_no_text(tmp_path: Path) -> None:
-    """Of anybody: a USB stick."""
+    """As anybody can bring one about: by a USB stick."""
     folder = tmp_path / ODD
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "none", os.fsencode(folder)], capture_output=True).returncode:

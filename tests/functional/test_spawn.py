@@ -186,7 +186,7 @@ def test_what_is_said_of_a_program_that_cannot_run(pad: Launchpad, more: dict[st
 
 @both_ways
 def test_nothing_is_left_of_a_failed_start(pad: Launchpad, more: dict[str, Any], tmp_path: Path) -> None:
-    # Of children, what other tests of this run have started, and keep.
+    # The children are those that other tests of this run have started, and keep.
     before, children = open_fds(os.getpid()), children_of(os.getpid())
     for command in ("/no/such", "no-such"):
         with pytest.raises(SpawnFailed):

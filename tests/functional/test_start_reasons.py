@@ -94,7 +94,7 @@ def test_a_first_line_whose_arguments_alone_are_long(run: Callable[[Path], str],
 
 
 def test_a_program_whose_loader_is_not_here(run: Callable[[Path], str], tmp_path: Path) -> None:
-    """Of another C library, as a rule."""
+    """As a rule such a program was made for another C library."""
     whole = Path("/bin/true").resolve().read_bytes()
     begin = whole.find(b"/lib")
     assert whole[begin:].startswith((b"/lib64/ld-linux", b"/lib/ld-linux")), "no dynamically linked true(1)"

@@ -236,7 +236,7 @@ def test_a_doorbell_is_not_rung_for_those_who_said_nothing(supervisor: Superviso
 
 @contextmanager
 def closing_process(supervisor: SupervisorProcess) -> Iterator[None]:
-    """Of one that was started already."""
+    """Closes a supervisor that was started already."""
     try:
         yield
     finally:

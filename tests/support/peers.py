@@ -33,7 +33,7 @@ class Peer:
         self.messages = messages
 
     def call(self, method: str, *, deadline_s: float = PATIENCE_S, **fields: Any) -> Answer:
-        """Of a stream, all its messages."""
+        """The answer; that of a stream has all its messages."""
         return self.call_with(method, getattr(self.messages, f"{method}Req")(**fields), deadline_s=deadline_s)
 
     def call_with(self, method: str, request: Any, *, deadline_s: float = PATIENCE_S) -> Answer:
@@ -69,7 +69,7 @@ class Peer:
 
 
 class Peers:
-    """Of one worker: each by the name of a certificate in `certs`, or by none."""
+    """The peers of one worker: each by the name of a certificate in `certs`, or by none."""
 
     def __init__(self, certs: Path, folder: Path) -> None:
         self.certs = certs

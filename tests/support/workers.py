@@ -84,7 +84,7 @@ class StateDir:
         return found
 
     def supervisor_pid(self) -> int:
-        """Of the supervisor that holds the lock, or that did last; 0: there never was one."""
+        """The pid of the supervisor that holds the lock, or that did last; 0: there never was one."""
         try:
             return int((self.path / "supervisor.lock").read_text() or 0)
         except FileNotFoundError:
@@ -270,7 +270,7 @@ class SocketClient:
         self._answers: dict[int, dict[str, Any]] = {}
         self._number = 0
         self.sequence = 0
-        """Of the latest doorbell."""
+        """The latest doorbell's."""
 
     def hello(self, *, exclusive: bool = False, **settings: Any) -> dict[str, Any]:
         settings = {"slots": 1000, "queue_length": 1000, "base_env": BASE_ENV, "idle_exit_s": 60.0, **settings}

@@ -42,7 +42,7 @@ def test_what_fails_names_its_job(secured: Worker, clients: dict[str, Peer]) -> 
     red, operator, viewer = clients["red"], clients["operator"], clients["viewer"]
     assert red.call("StartJob", job_id="malformed").name == "INVALID_ARGUMENT"
     assert lines_of(secured, "malformed") == [("StartJob", "failed", "INVALID_ARGUMENT")]
-    # Of what a role may not call at all nothing is read: not the job's id either, nor what is wrong with it.
+    # Nothing is read of what a role may not call at all: not the job's id either, nor what is wrong with it.
     start: Any = viewer.channel.unary_unary("/jobscheduler.Worker/StartJob")
     with pytest.raises(grpc.RpcError) as caught:
         start(b"\xff" * 4_000_000)

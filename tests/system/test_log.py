@@ -342,7 +342,7 @@ async def test_calls_can_be_done_all_the_same(disk: Path) -> None:
 
 
 async def test_a_start_on_a_full_disk(disk: Path, tmp_path: Path) -> None:
-    """Of worker and supervisor, with the state on that disk too: jobs can be stopped and pruned."""
+    """With the state of worker and supervisor on that disk too: jobs can be stopped and pruned."""
     keys = {"STATE_MIN_FREE_BYTES": "0", "STATE_MIN_FREE_INODES": "0"}
     with Worker(tmp_path, log="disk/worker.log", state_dir=disk / "state", **keys) as worker:
         async with worker.client() as client:

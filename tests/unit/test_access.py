@@ -132,7 +132,7 @@ def doorkeeper(**lists: Any) -> Doorkeeper:
         (["uri:spiffe://prod/ci/7"], Role.SUBMITTER),
         (["dns:someone"], None),
         (["dns:someone", "email:eve@example"], Role.VIEWER),
-        # Of several roles, the one that may do most.
+        # The one of several roles that may do most.
         (["dns:a.ops.example", "email:eve@example"], Role.OPERATOR),
         (["uid:1000"], Role.ADMIN),
         (["uid:0"], Role.ADMIN),

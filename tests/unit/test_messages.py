@@ -207,7 +207,7 @@ def test_what_is_not_limited_is_not_told() -> None:
     assert message.leader_exit == pb.LeaderExit.KILL
 
 
-# Of the record, what a client is told under another name, and what only we need.
+# What a client is told of the record under another name, and what only we need.
 RENAMED = {"outcome": "outcome", "reason": "error_text", "cpu_ns": "cpu_time", "wall_ns": "wall_time"}
 
 RENAMED |= {"accepted_ns": "accepted_at", "started_ns": "started_at", "finished_ns": "finished_at"}

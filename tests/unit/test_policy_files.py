@@ -157,7 +157,7 @@ def test_where_a_job_may_run(script_root: Path, tmp_path: Path) -> None:
         script_root / "below": script_root / "below",
         evil / "link": script_root / "below",
     }.items():
-        # Of the program nothing is asked: it is not even looked for.
+        # Nothing is asked about the program: it is not even looked for.
         judged = judge(JobSpec("no-such-program", cwd=str(cwd)), **rules)
         assert (judged.decision, judged.problem) == ((True, rule, ""), "")
         found = real.stat()

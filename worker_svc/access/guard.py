@@ -75,7 +75,7 @@ class Call:
         self._gate = gate
         self._decision = ""
         self._job_id = ""
-        """That the call is about, as far as is known."""
+        """The job that the call is about, as far as is known."""
 
     @property
     def verdict(self) -> Verdict:
@@ -91,7 +91,8 @@ class Call:
         return self.caller.role_label
 
     def sees_all_of(self, owner: str) -> bool:
-        """Of the owner's jobs. A viewer has none: who else was `anonymous` when a job was started is somebody else."""
+        """Whether it may see all of the owner's jobs. A viewer has no jobs: who else was `anonymous` when a job was
+        started is somebody else."""
         role = self.caller.role
         return role is Role.ADMIN or (role is not Role.VIEWER and owner == self.caller.identity)
 
@@ -164,7 +165,7 @@ class GuardedService(pb.WorkerBase):
         self._gate = gate
         self._calls: set[asyncio.Task[Any]] = set()
         self._lasting: set[asyncio.Task[Any]] = set()
-        """Those of the calls that only wait for something to happen: there is no point in letting them finish."""
+        """The calls that only wait for something to happen: there is no point in letting them finish."""
         self.is_draining = False
         self._trouble_told_s: float = -_TROUBLE_TOLD_S
 
@@ -273,7 +274,7 @@ class GuardedService(pb.WorkerBase):
             if not self._is_owned(job_id, call.caller.identity):
                 call.deny(job_id, _OWN_JOBS_ONLY)
                 raise JobNotFound
-        if call.rpc.mutates and call.rpc.scope is not Scope.START:  # of a start the policy has still to decide
+        if call.rpc.mutates and call.rpc.scope is not Scope.START:  # a start is yet to be decided by the policy
             denied = self._denial_of(call, request)
             if denied is not None:
                 call.deny(job_id, denied.rule)

@@ -27,7 +27,7 @@ _KINDS_OF_NAMES: Final = (("URI", "uri:"), ("DNS", "dns:"), ("email", "email:"))
 
 
 class Role(IntEnum):
-    """Of several roles that an identity is given the largest is its."""
+    """An identity that is given several roles has the largest of them."""
 
     VIEWER = 1
     SUBMITTER = 2
@@ -121,7 +121,7 @@ class Doorkeeper:
             Role.VIEWER: config.viewers,
         }
         self._patterns = [
-            # Of fnmatch's wildcards, [...] is none of ours: it stands in names, such as addresses in URIs.
+            # fnmatch's [...] is no wildcard of ours: brackets stand in names, such as addresses in URIs.
             (role, own if pattern == "uid:self" else _folded(pattern).replace("[", "[[]"))
             for role, patterns in by_role.items()
             for pattern in patterns

@@ -31,7 +31,7 @@ CLIENT_VARIABLES: Final = frozenset({ADDRESS_VARIABLE, *(variable for variable, 
 DEFAULT_ADDRESS: Final = "127.0.0.1:50000"
 FAILED_STATUS: Final = 1
 AGENT_FAILED_STATUS: Final = 125
-"""Of `run`, whose other statuses are the job's."""
+"""What `run` returns when the job did not run; its other statuses are the job's."""
 CANCELLED_STATUS: Final = 130
 """After Ctrl-C."""
 ANSWER_DEADLINE_S: Final = 30.0

@@ -22,7 +22,7 @@ MAXIMA: Final[dict[str, tuple[float, float]]] = {
     **{limit.policy_key: (limit.low, limit.high) for limit in LIMITS if limit.bound and limit.kind != RLIMITS},
     **{f"rlimits.{name}": (0, INT64_MAX) for name in RLIMIT_NAMES},
 }
-# Of these too little is too much.
+# Limits that are bounded from below.
 MINIMA: Final = {limit.policy_key: limit for limit in LIMITS if limit.bound == "min"}
 _NO_WALLS: Final = tuple(limit.name for limit in LIMITS if not limit.bound)
 

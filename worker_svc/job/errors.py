@@ -23,7 +23,7 @@ def _shown(found: re.Match[str]) -> str:
 
 
 def error_message(text: str) -> str:
-    """Of a text that may quote what others wrote, as much as every client takes: the beginning, and the end, where the
+    """As much as every client takes of a text that may quote what others wrote: the beginning, and the end, where the
     remedy is."""
     encoded = unicode_text(text).encode()
     if len(encoded) <= _MESSAGE_MAX_BYTES:
@@ -35,7 +35,8 @@ def error_message(text: str) -> str:
 
 
 def fault_text(error: Exception) -> str:
-    """Of one that is not made for people. Not its repr: that of a UnicodeEncodeError has the whole text it is about."""
+    """The text of an error that is not made for people. Its repr would not do: that of a UnicodeEncodeError has the
+    whole text it is about."""
     return f"{type(error).__name__}: {error}"
 
 

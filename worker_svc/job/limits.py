@@ -22,7 +22,7 @@ RLIMIT_NAMES: Final = (
     "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
     "rttime", "sigpending", "stack",
 )  # fmt: skip
-# Of rlimits, on the wire and in setrlimit(2): no limit. Of every other limit that is said by leaving it out.
+# No limit, for rlimits on the wire and in setrlimit(2). For every other limit that is said by leaving it out.
 UNLIMITED: Final = -1
 INT64_MAX: Final = 2**63 - 1
 
@@ -47,9 +47,9 @@ class Limit(NamedTuple):
     low: float
     high: float
     doc: str
-    """For whom configures it; says what holds when it is left empty."""
+    """For those who configure it; says what holds when it is left empty."""
     flag: str
-    """Of `start` and `run`."""
+    """The option of `start` and `run`."""
     metavar: str
     help: str
     word: str

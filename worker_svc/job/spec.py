@@ -121,7 +121,7 @@ class JobSpec(NamedTuple):
     secret_env: tuple[str, ...] = ()
     """Names of variables whose values are nowhere but with the supervisor, until the process has them."""
     output_via: OutputVia = OutputVia.FILE
-    """Of a record that does not say it: there was no other way."""
+    """A record that does not say it is from when there was no other way."""
 
     def __repr__(self) -> str:
         return f"JobSpec(command={name_of(self.command)!r}, arguments={len(self.argv) - 1}, env={sorted(self.env)})"
@@ -219,7 +219,7 @@ class JobSpec(NamedTuple):
         return cls(**fields)
 
 
-# Of `command`, which has none, nothing that it could be.
+# `command` has no default: the None in its place equals no command.
 _DEFAULTS: Final = tuple(JobSpec._field_defaults.get(name) for name in JobSpec._fields)
 _NESTED: Final = ("identity", "sandbox")
 _FIRST_NESTED: Final = JobSpec._fields.index("limits")

@@ -11,7 +11,7 @@ _NAME: Final = re.compile(rf"[\w./+@~-]{{0,{_NAME_MAX_CHARS}}}+")
 
 
 def name_of(text: str) -> str:
-    """Of a program or file: as far as it is a plain name. `…` stands for the rest, whatever that is.
+    """The name of a program or file, as far as it is a plain one. `…` stands for the rest, whatever that is.
 
     `mysql --password x` as one command is `mysql…`.
     """

@@ -56,7 +56,7 @@ class Kinship(NamedTuple):
             return line is None or not _is_there(pid)
         if any(one.pid == self.supervisor_pid for one in line):
             return True
-        # Of an earlier supervisor's jobs the orphans do not descend from ours.
+        # The orphans of an earlier supervisor's jobs do not descend from ours.
         return any(
             self._is_in_a_group(one.pid)
             or any(environ_value(number, _STATE) == self.state_id for number in {one.pid, one.session})

@@ -75,7 +75,7 @@ class LockFile:
 
 
 def _holder(fd: int) -> str:
-    """Of the lock on a file, by proc_locks(5). Empty: it does not tell (the holder is of another PID namespace)."""
+    """Who holds the lock on a file, by proc_locks(5). Empty: it does not tell (it is of another PID namespace)."""
     inode = os.fstat(fd).st_ino
     with open("/proc/locks", encoding="ascii") as locks:
         for line in locks:

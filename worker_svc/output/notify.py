@@ -55,7 +55,7 @@ class Notifier:
 
     def __init__(self, on_degraded: Callable[[str], None] | None = None) -> None:
         self.degraded: str | None = None
-        # Of events passed on, and of watches that were set: what is written to a watched file after someone
+        # Counts rounds of events passed on, and watches that were set: what is written to a watched file after someone
         # looked at it in one round wakes its followers in a later one.
         self.rounds = 0
         self._closed = False

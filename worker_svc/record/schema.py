@@ -133,7 +133,7 @@ IS_OWNED: Final = "SELECT 1 FROM jobs INDEXED BY jobs_owner WHERE owner = ? AND 
 
 
 class LiveRow(NamedTuple):
-    """Of a job that is not finished: what a supervisor that starts must know to go on with it."""
+    """A job that is not finished: what a supervisor that starts must know to go on with it."""
 
     ordinal: int
     job_id: str
@@ -150,7 +150,7 @@ class LiveRow(NamedTuple):
 
 
 class FinishedRow(NamedTuple):
-    """Of a finished job: what retention must know. `stored_bytes` is what its output takes on disk; when it finished is
+    """A finished job: what retention must know. `stored_bytes` is what its output takes on disk; when it finished is
     by the store's SteadyClock."""
 
     ordinal: int

@@ -287,7 +287,7 @@ class JobStore:
     def delete_job(self, job_id: str, keep_ids: int = 0) -> None:
         """With `keep_ids` its id is remembered, if a client chose it, and so many in all."""
         if keep_ids:
-            # Of reasons, that of a failed start alone is told to who starts it again.
+            # Only the reason of a failed start is told to who starts it again.
             self._db.execute(
                 "INSERT OR REPLACE INTO forgotten (job_id, owner, fingerprint, outcome, reason)"
                 " SELECT job_id, owner, fingerprint, outcome, CASE outcome WHEN ? THEN reason ELSE '' END"
@@ -307,7 +307,7 @@ class JobStore:
         self._db.execute("DELETE FROM events WHERE sequence <= ?", (until_sequence,))
 
     def first_sequence(self) -> int:
-        """Of the oldest event that is kept; one more than the latest if none is."""
+        """The number of the oldest event that is kept; one more than the latest if none is."""
         (found,) = self._db.execute("SELECT MIN(sequence) FROM events").fetchone()
         return int(found) if found is not None else self.sequence + 1
 

@@ -22,7 +22,7 @@ _TIME_TO_SPEAK_S: Final = 1.0
 
 
 class Place:
-    """Of one connection."""
+    """The place that one connection takes among those that there may be."""
 
     __slots__ = ("_admission", "_is_left", "drop", "peer", "since_s")
 

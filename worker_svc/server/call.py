@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _PREFIX_BYTES: Final = 5
 _SLOW_BYTES: Final = 128 * 1024
 _DEADLINE_SLACK_S: Final = 0.1
-# Of a stream that sends: what waits for the client to read it.
+# The most that may wait for the client to read it before a stream that sends is made to wait.
 _UNSENT_MAX_BYTES: Final = 64 * 1024
 _HEADERS: Final = ((b":status", b"200"), (b"content-type", b"application/grpc+proto"))
 _OK: Final = ((b"grpc-status", b"0"),)
@@ -62,7 +62,7 @@ class Call(GrpclibStream[Any, Any]):
             )
         self._buffer = bytearray()
         self._size = -1
-        """Of the message that is arriving; -1: its prefix is not whole."""
+        """The size of the message that is arriving; -1: its prefix is not whole."""
         self._requests: deque[bytes] = deque()
         self._has_ended = False
         self._fault: GRPCError | None = None
@@ -70,9 +70,9 @@ class Call(GrpclibStream[Any, Any]):
         self._received = 0
         self._more: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
-        """Of who waits for the client to take more."""
+        """Resolved when the client takes more, for who waits for that."""
         self._held_bytes = 0
-        """Of what may be under way to clients: room that was taken, then what is sent and has not left yet."""
+        """Its part of what may be under way to clients: room that was taken, then what is sent and has not left yet."""
         self._has_begun_answer = False
         self._has_sent = False
         self._is_answered = False

@@ -62,14 +62,14 @@ _ANSWER_FIRST_S: Final = 0.1
 _WRITE_BYTES: Final = 256 * 1024
 _UNSENT_MAX_BYTES: Final = 256 * 1024
 READ_BYTES: Final = 64 * 1024
-# Of it, passed on in one piece: a call with a message, or some hundred frames that bring nothing.
+# What was read is passed on in such pieces: a call with a message, or some hundred frames that bring nothing.
 _PORTION_BYTES: Final = 16 * 1024
 # Calls that wait for a turn, beyond which their connection is not read from.
 _BACKLOG: Final = 64
-# Of the loop's time, what answering a call takes at the least, besides reading it.
+# The least time of the loop that answering a call takes, besides reading it.
 _CALL_S: Final = 0.0002
 _MESSAGE_S: Final = 0.0001
-# Of the most streams, the part that calls which last may not take: there is always room for a StopJob.
+# The part of the most streams that calls which last may not take: there is always room for a StopJob.
 _KEPT_FREE: Final = 8
 _LASTING_UNARY: Final = frozenset({"/jobscheduler.Worker/WaitJob"})
 

@@ -19,7 +19,7 @@ _TIMEOUT_MAX_S: Final = 10 * 365 * 86400.0
 
 _PSEUDO: Final = frozenset({b":method", b":scheme", b":path", b":authority"})
 _REQUIRED: Final = (b":method", b":scheme", b":path")
-# Of HTTP/1, without meaning here: their presence makes a request malformed (RFC 9113, 8.2.2).
+# Headers of HTTP/1 without meaning here: their presence makes a request malformed (RFC 9113, 8.2.2).
 _OF_A_CONNECTION: Final = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
 )
@@ -53,7 +53,7 @@ class Head(NamedTuple):
     content_type: str
     user_agent: str | None
     encoding: str
-    """Of messages that are marked as compressed."""
+    """How messages that are marked as compressed are encoded."""
 
 
 @lru_cache(maxsize=256)

@@ -186,7 +186,7 @@ async def open_sockets(address: Address) -> list[socket.socket]:
 
 
 def close_sockets(address: Address, sockets: list[socket.socket]) -> None:
-    """Of `open_sockets`, where nothing became of them."""
+    """Closes what `open_sockets` made and nobody came to serve on."""
     for bound in sockets:
         bound.close()
         if address.is_unix:

@@ -12,9 +12,9 @@ from typing import Final
 
 from worker_svc.server.http2 import Http2
 
-# Of the whole, for one identity.
+# One identity may have this part of the whole: a quarter.
 _PART: Final = 4
-# Of a window, what a message takes besides its data: else its last bytes would wait, and with them all of it.
+# What a message takes of a window besides its data: else its last bytes would wait, and with them all of it.
 OVERHEAD_BYTES: Final = 64
 
 

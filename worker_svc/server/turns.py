@@ -17,11 +17,11 @@ from typing import Final
 
 from worker_svc.server.rates import TokenBucket
 
-# Of the loop's time, and how much of it at once: some ten calls, or ten connections.
+# The part of the loop's time, and how much of it at once: some ten calls, or ten connections.
 _SHARE: Final = 0.2
 _BURST_S: Final = 0.01
 
-# Of one turn of the loop, what work that had to wait may take of it; what there is to read and to write comes between.
+# What work that had to wait may take of one turn of the loop; what there is to read and to write comes between.
 # A piece can begin a call, which goes on by itself, so their number is bounded too.
 _TURN_S: Final = 0.001
 TURN_PIECES: Final = 8

@@ -66,7 +66,7 @@ def may_run(pid: int, argv: list[str]) -> bool:
     if flags & _PF_FORKNOEXEC:
         return False
     wanted = [os.fsencode(text) for text in argv]
-    # Of a script the kernel puts the interpreter, and perhaps an argument for it, in front (execve(2)).
+    # For a script the kernel puts the interpreter, and perhaps an argument for it, in front (execve(2)).
     with_interpreter = len(found) > len(wanted) and os.path.basename(found[-len(wanted)]) == os.path.basename(wanted[0])
     return found == wanted or (with_interpreter and found[len(found) - len(wanted) + 1 :] == wanted[1:])
 

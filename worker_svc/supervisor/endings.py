@@ -52,9 +52,9 @@ class Endings:
         self._finish = finish
         self._lose = lose
         self._ending: dict[str, LiveJob] = {}
-        """Whose leader has exited; the rest is not gone yet."""
+        """Jobs whose leader has exited while the rest is not gone yet."""
         self._lingering: list[Container] = []
-        """Of finished jobs, of which something would not die, or whose leader was lost."""
+        """Containers of finished jobs that would not die as a whole, or whose leader was lost."""
         self._is_tidying = False
 
     def __len__(self) -> int:

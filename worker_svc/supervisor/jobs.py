@@ -301,7 +301,7 @@ class Jobs:
             self._timers.after(max(0.0, job.timeout_s - age_s), partial(self.stops.on_timeout, job), job)
 
     def pids(self, job: LiveJob) -> Iterator[int]:
-        """Of its first process, if that is there, and then, if one is not enough, of all."""
+        """Its processes: the first one, if that is there, and then, if one is not enough, all others."""
         if job.pidfd >= 0:
             yield job.pid
         assert job.container is not None

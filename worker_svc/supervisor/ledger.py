@@ -50,7 +50,7 @@ _Entry: TypeAlias = _Add | _Move | _Annotate | _Delete | _DropEvents
 
 GiveUp: TypeAlias = Callable[[LiveJob, Exception, bool], None]
 
-# Of sqlite3.Error, what the values are at fault for; for all else it is the disk, and may pass.
+# The kinds of sqlite3.Error for which the values are at fault; for all others it is the disk, and they may pass.
 _FAULTS_OF_DATA: Final = (sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.IntegrityError, sqlite3.DataError)
 
 
@@ -76,7 +76,7 @@ class Ledger:
         self._pending.append(_Annotate(job, changes))
 
     def delete(self, job_id: str, keep_ids: int) -> None:
-        """Of so many deleted jobs the ids are remembered; zero: not of this one."""
+        """`keep_ids`: of how many deleted jobs the ids are remembered; zero: this one's is not."""
         self._pending.append(_Delete(job_id, keep_ids))
 
     def drop_events(self, until_sequence: int) -> None:
@@ -124,7 +124,7 @@ class Ledger:
         return not self.failure
 
     def refusal(self) -> JobError:
-        """Of a job that cannot be recorded because of `failure`."""
+        """What is said of a job that cannot be recorded because of `failure`."""
         kind = ResourceExhausted if self._is_full else Unavailable
         return kind(f"the job cannot be recorded now: {self.failure}")
 

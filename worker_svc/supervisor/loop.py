@@ -36,7 +36,7 @@ from worker_svc.supervisor.timers import Timers, is_passing
 _ACCEPT_RETRY_S: Final = 0.5
 _TROUBLE_PAUSE_S: Final = 0.01
 _RETRY_NS: Final = NS_PER_S // 4
-# Of turns that fail one after the other, for no want of anything: a supervisor that starts anew may fare better.
+# After so many turns in a row that failed, for no want of anything, a supervisor that starts anew may fare better.
 _FAULTS_MAX: Final = 100
 _REFUSALS_NOTED_NS: Final = NS_PER_S
 # epoll takes at most 2**31 ms, some 25 days; a timer can be years away.
@@ -232,7 +232,7 @@ class Supervisor:
         if signal.SIGHUP in numbers:
             self._mend()
         if signal.SIGTERM in numbers and not self._is_asked_to_leave:
-            # Of anybody: a job's `kill $PPID`, too. Until the moment without jobs comes, all goes on.
+            # Anybody can have sent it, a job's `kill $PPID` too. All goes on until the moment without jobs comes.
             note("supervisor.asked_to_leave", jobs=len(self._jobs))
             self._is_asked_to_leave = True
 

@@ -368,7 +368,7 @@ def _hurry() -> None:
     counts only within a session (sched(7), autogroup).
     """
     try:
-        # Of the calling thread only.
+        # This concerns the calling thread only.
         os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
     except OSError as error:
         note("output.guard_without_priority", reason=str(error))

@@ -8,7 +8,7 @@ from typing import Final
 from worker_svc.job import Limits
 from worker_svc.supervisor.journal import note
 
-# Of all processes the last but a few that the kernel should end for want of memory (proc_pid_oom_score_adj(5)).
+# For want of memory the kernel should end nearly every other process before this one (proc_pid_oom_score_adj(5)).
 _OOM_SCORE_ADJ: Final = -900
 _OOM_PATH: Final = "/proc/self/oom_score_adj"
 

@@ -65,7 +65,7 @@ def _adopt(jobs: Jobs, job: LiveJob, row: LiveRow, store: JobStore) -> None:
 
 
 def _find_started(jobs: Jobs, job: LiveJob, store: JobStore, rebooted: bool) -> None:
-    """Of a job that was about to start: its process may be there, without a record."""
+    """Takes in a job that was about to start: its process may be there, without a record."""
     if rebooted:
         jobs.lose(job, "machine rebooted while it started; it may or may not have run")
         return

@@ -207,7 +207,7 @@ class Retention:
 
 
 def _names(folder: str) -> Iterator[str]:
-    """Of the files there, as they are read. Raises nothing: a folder that cannot be read has none."""
+    """The names of the files there, as they are read. Raises nothing: a folder that cannot be read has none."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:

@@ -19,12 +19,12 @@ class Settings(NamedTuple):
     min_free_bytes: int = 0
     min_free_inodes: int = 0
     keep_age_s: float = 0.0
-    """Of the limits on what is kept zero means none."""
+    """For each limit on what is kept, zero means that there is none."""
     keep_jobs: int = 0
     keep_bytes: int = 0
     keep_events: int = 1_000_000
     keep_ids: int = 0
-    """Of jobs that retention took."""
+    """How many ids are remembered of jobs that retention took."""
     on_reboot: str = "start"
 
     @classmethod

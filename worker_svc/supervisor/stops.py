@@ -170,7 +170,7 @@ class Stops:
         self._look_again(job)  # while it stood still nobody was told of its end
 
     def thaw_if_unrecorded(self, job: LiveJob) -> None:
-        """Of an adopted job: who froze it may have died before that was on record."""
+        """For an adopted job: the supervisor that froze it may have died before that was on record."""
         if job.container is not None and not job.paused and self._containment.is_frozen(job.container):
             self._timers.attempt(partial(self._thaw, job), job)
 

@@ -113,7 +113,7 @@ class Audit:
         await self._writer.settled(self._last)
 
     def stranger(self, **fields: object) -> None:
-        """As `not_allowed`, of who has no role: anybody can make such lines, so there are only so many of them."""
+        """As `not_allowed`, for callers without a role: anybody can make such lines, so only so many are written."""
         now_s = time.monotonic()
         self._strangers = min(_STRANGERS_BURST, self._strangers + (now_s - self._at_s) * _STRANGERS_PER_S)
         self._at_s = now_s
@@ -213,7 +213,7 @@ class _Forward(logging.Handler):
 
 
 class _MaskSecrets:
-    """Of every line: values whose keys look like a secret's, wherever in the line they stand."""
+    """Hides in every line the values whose keys look like a secret's, wherever they stand."""
 
     def __init__(self, masker: Masker) -> None:
         self._masker = masker
@@ -235,7 +235,7 @@ class _MaskSecrets:
                     key: MASK if isinstance(inner, str) and self._masker.hides(str(key)) else self._shown(inner)
                     for key, inner in value.items()
                 }
-            # Of a NamedTuple the repr: it hides what is secret.
+            # A NamedTuple is shown by its repr, which hides what is secret.
             case list() | tuple() if not hasattr(value, "_fields"):
                 return [self._shown(inner) for inner in value]
         return self._masker.text(repr(value))

@@ -44,7 +44,7 @@ class Cursor:
         self.sequence = 0
         """All up to this transition are logged for certain."""
         self.lost_lines = 0
-        """Of the last worker, which it held back to its end."""
+        """How many lines the last worker held back to its end."""
         self._unsure = Place(0, 0, 0)
         self._lines: list[tuple[int, int]] = []
         self._read(os.pread(self._fd, 4096, 0))

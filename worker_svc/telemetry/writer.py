@@ -40,10 +40,10 @@ class Lines:
         self.lines = lines
         self.cursor = cursor
         self.first = first
-        """Of transitions: the sequence number of the first; they are noted at the cursor."""
+        """For transitions, which are noted at the cursor: the sequence number of the first."""
         self.number = 0
         self.written = 0
-        """How many of the lines."""
+        """How many of the lines are written."""
 
 
 class LogWriter:

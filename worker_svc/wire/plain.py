@@ -13,7 +13,7 @@ _HUMP: Final = re.compile("(?<=[a-z])(?=[A-Z])")
 
 
 class Member(int):
-    """Of an enum: its number, and `name`, which is None if the contract has none for it."""
+    """A value of an enum: its number, and `name`, which is None if the contract has none for it."""
 
     name: str | None
 

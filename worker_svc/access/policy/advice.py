@@ -15,7 +15,7 @@ from worker_svc.access.policy.rules import is_glob, is_real
 from worker_svc.config import PolicyConfig, PolicyRules
 
 _ROLES: Final = ("admin", "operator", "submitter")
-# Of what runs whatever it is given, the usual.
+# The usual programs that run whatever they are given.
 _INTERPRETERS: Final = (
     "ash", "awk", "bash", "busybox", "dash", "env", "fish", "gawk", "ksh", "lua", "mawk", "node", "perl", "php",
     "python", "ruby", "sh", "tclsh", "xargs", "zsh",

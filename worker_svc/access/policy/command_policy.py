@@ -36,7 +36,7 @@ class Judged(NamedTuple):
 
     @property
     def problem(self) -> str:
-        """Of a job that is allowed: why it cannot run all the same."""
+        """Why a job that is allowed cannot run all the same."""
         files = self.files
         for field, file in (("cwd", files.cwd), ("command", files.command), ("path", files.script)):
             if file is not None and file.problem:
@@ -72,7 +72,7 @@ class CommandPolicy:
         return bounds
 
     def denial_of_grace(self, role: str, grace_s: float) -> Decision | None:
-        """Of a stop's own grace: it would else undo the maximum of the job's."""
+        """What speaks against a stop's own grace, which would else undo the maximum of the job's."""
         for name, rules in self.rules_of(role):
             most = rules.max.get("stop_grace_s")
             if most is not None and grace_s > most:

@@ -22,7 +22,7 @@ class Decision(NamedTuple):
     rule: str
     """Which one decided: `policy.submitter.script_roots: "/opt/jobs"`."""
     reason: str = ""
-    """Of a denial, for the caller: the field and what is wrong with it."""
+    """For the caller who is denied: the field and what is wrong with it."""
 
 
 class Files(NamedTuple):
@@ -76,7 +76,7 @@ def _judge_env(name: str, rules: PolicyRules, spec: JobSpec) -> None:
 
 
 def _is_like(key: str, pattern: str) -> bool:
-    # Of fnmatch's wildcards, [...] is none of ours.
+    # fnmatch's [...] is no wildcard of ours.
     return fnmatchcase(key, pattern.replace("[", "[[]"))
 
 

@@ -14,7 +14,7 @@ from typing import Final
 from worker_svc.access.startchecks.trust import Danger, Who, who_else_can_replace, who_else_can_write
 from worker_svc.config import PolicyConfig
 
-# Of a large tree the rest is not looked at: a start must not wait for it.
+# The rest of a large tree is not looked at: a start must not wait for it.
 _LOOKED_AT_MAX: Final = 2000
 _TOLD_MAX: Final = 3
 _WILDCARD: Final = re.compile(r"[*?]")

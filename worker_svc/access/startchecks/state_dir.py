@@ -61,7 +61,7 @@ def _why_not_writable(folder: Path) -> str:
 
 
 def _what_is_foreign(state_dir: Path, own: list[Path]) -> str:
-    """Of a directory that has no store."""
+    """What speaks against a directory that has no store."""
     ours = {path.relative_to(state_dir).parts[:1] for path in own if path.is_relative_to(state_dir)}
     names = [name for name in statedir.foreign_names(str(state_dir)) if (name,) not in ours]
     if names:

@@ -26,7 +26,7 @@ class Danger(NamedTuple):
     who: Who
     path: Path
     number: int
-    """Of the user or group."""
+    """The number of the user or group."""
     mode: int
 
     def text(self, what: str) -> str:
@@ -106,7 +106,7 @@ def _way_to(path: Path) -> tuple[list[tuple[Path, os.stat_result]], bool]:
 
 
 def _overflow_uid() -> int:
-    """Of files whose owners have no number in our user namespace: nobody in it can be them."""
+    """The owner that files show whose owners have no number in our user namespace: nobody in it can be them."""
     try:
         return int(Path("/proc/sys/kernel/overflowuid").read_text())
     except (OSError, ValueError):

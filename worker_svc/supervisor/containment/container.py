@@ -7,7 +7,7 @@ from typing import Final
 from worker_svc.job import PreconditionFailed
 from worker_svc.linux.processes import Process, is_there
 
-# Of those that were seen, the dead are forgotten once there are so many, and twice what is left then.
+# Once so many processes were seen the dead ones are forgotten, and again at twice what is left then.
 _KNOWN_MAX: Final = 256
 
 
@@ -42,13 +42,13 @@ class Container:
         self.mark = mark
         """In the environment that its processes are executed with."""
         self.name = name
-        """Of its cgroup, below the base; empty: it has none."""
+        """The name of its cgroup, below the base; empty: it has none."""
         self.number = number
         """In the order of creation."""
         self.cgroup_fd = -1
         """The directory of its cgroup, for CLONE_INTO_CGROUP, until `started` or `remove`."""
         self.pid = 0
-        """Of the leader; 0: it is starting, or was never known."""
+        """The leader's; 0: it is starting, or was never known."""
         self.pidfd = -1
         """The leader's, lent by the caller until `leader_gone`."""
         self.start_ticks = 0

@@ -29,7 +29,7 @@ SUBREAPER: Final = "subreaper"
 # Not allowed in a job id: what follows tells apart the groups of jobs that had the same id one after the other.
 _AGAIN: Final = "~"
 _AGAIN_MAX: Final = 100
-# Of proc_pid_stat(5).
+# A process's state in proc_pid_stat(5).
 _STOPPED: Final = "T"
 
 
@@ -153,7 +153,7 @@ class Containment:
         return container
 
     def find_leader(self, container: Container) -> Process | None:
-        """Of an adopted job whose leader is not on record: the process that leads its session, if it is there."""
+        """For an adopted job whose leader is not on record: the process that leads its session, if it is there."""
         leaders = [one for one in self._members(container) if one.session == one.pid]
         return min(leaders, key=lambda one: one.start_ticks, default=None)
 
@@ -367,7 +367,7 @@ class Containment:
     # Cleanup
 
     def usage(self, container: Container) -> Usage:
-        """Of the whole tree up to now; all None without a cgroup, where wait4(2) tells of the leader's."""
+        """What the whole tree has used up to now; all None without a cgroup, where wait4(2) tells the leader's."""
         return self._groups.usage(container.name) if self._groups and container.name else Usage()
 
     def remove(self, container: Container) -> bool:

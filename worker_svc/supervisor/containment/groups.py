@@ -31,7 +31,7 @@ class Unenforceable(Exception):
 
 
 class Usage(NamedTuple):
-    """Of the whole tree, the dead ones included; None: not known."""
+    """What the whole tree has used, its dead processes included; None: not known."""
 
     cpu_ns: int | None = None
     peak_memory_bytes: int | None = None

@@ -49,8 +49,8 @@ class _Orphan:
         """The number of the last container that was made before it was met."""
         self.owner: Container | None = None
         self.candidates: tuple[int, ...] = ()
-        """Of an unclear one: the containers that may have started it, if these are all and few. Empty: they are many,
-        or it may be of a job that is gone by now."""
+        """While its owner is unclear: the containers that may have started it, if these are all and few. Empty: they
+        are many, or it may be of a job that is gone by now."""
 
     def may_be_of(self, container: Container) -> bool:
         """As far as time tells. (When a starting job was started is known once it is there.)"""
@@ -73,7 +73,7 @@ class Orphans:
         self._has_news = False
         """Whether something was learnt since they were last judged."""
         self._reaped: list[_Orphan] = []
-        """Of the unclear ones, since the last look: the children they left are not met yet."""
+        """The unclear ones that were reaped since the last look: the children they left are not met yet."""
         self._lost_one: set[Container] = set()
         """Containers of which an orphan was reaped, to be told."""
         self._suspects: dict[int, int] = {}

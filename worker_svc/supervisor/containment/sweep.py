@@ -24,7 +24,7 @@ _KILL_BUDGET_NS: Final = 50_000_000
 # What was signalled takes a moment to die. If it takes longer than this, SIGCHLD will tell.
 _DYING_S: Final = 0.0002
 _QUIET_ROUNDS: Final = 10
-# Of the time, what looking for many adopted jobs one after the other may take: one part in so many.
+# Looking for many adopted jobs, one after the other, may take one part in so many of the time.
 _WALK_AGAIN: Final = 20
 _MARK: Final = MARK_VARIABLE.encode()
 
@@ -55,7 +55,7 @@ class Sweep:
         self._kill_new(self.members(container), signalled)
         quiet_rounds = 0
         while quiet_rounds < _QUIET_ROUNDS and time.monotonic_ns() < deadline_ns:
-            # Of a child's job it is enough, and fast, to look at what becomes an orphan: whatever is forked while its
+            # For a child's job it is enough, and fast, to look at what becomes an orphan: whatever is forked while its
             # parent dies does. Nothing can slip by, not even a process that forks and exits for ever.
             found = self.orphans.of(container) if container.is_child else self._unrelated(container)
             if found == [] and (container.is_child or quiet_rounds):
@@ -69,8 +69,8 @@ class Sweep:
         return False
 
     def _unrelated(self, container: Container) -> list[Process]:
-        """Of a job of an earlier supervisor, whose processes are not below us. With a cgroup, what was found before:
-        there are too many jobs for a walk each time."""
+        """What there is of an earlier supervisor's job, whose processes are not below us. With a cgroup, what was found
+        before: there are too many jobs for a walk each time."""
         if not container.name:
             return self.members(container)
         found = [process(pid) for pid, start in container.known or () if is_there(pid, start)]

@@ -18,8 +18,8 @@ from worker_svc.supervisor.journal import note
 PATH_FALLBACK: Final = "/usr/local/bin:/usr/bin:/bin"
 _SEARCH_FOLDERS_MAX: Final = 1024
 _NO_PIDFD: Final = b"\xff\xff\xff\xff"
-# Of the pipes for a job's output: the sticky bit, which means nothing to a pipe, tells them from all others. The second
-# is that of standard error, where that is separate.
+# The sticky bit means nothing to a pipe: it tells the pipes of a job's output from all others. The second mode is that
+# of standard error, where that is separate.
 PIPE_MODES: Final = (0o1600, 0o1700)
 
 

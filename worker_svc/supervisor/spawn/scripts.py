@@ -33,7 +33,7 @@ def interpreter_of(head: bytes) -> tuple[str, bool]:
 
 
 def script_problem(path: str, cwd: str, number: int, depth: int = 0) -> str:
-    """Of a script that failed with this errno, what is wrong; empty: it is none, or nothing shows from here."""
+    """What is wrong with a script that failed with this errno; empty: it is none, or nothing shows from here."""
     head = head_of(path)
     if not head.startswith(b"#!") or depth > _SCRIPTS_MAX:
         return ""
@@ -66,7 +66,7 @@ def script_problem(path: str, cwd: str, number: int, depth: int = 0) -> str:
 
 
 def file_problem(path: str, number: int) -> str:
-    """Of a file that was to be executed and failed with this errno; empty: nothing shows from here."""
+    """What is wrong with a file that was executed and failed with this errno; empty: nothing shows from here."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:

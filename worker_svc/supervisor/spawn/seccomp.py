@@ -13,7 +13,7 @@ _LOAD, _AND, _EQUAL, _RETURN = 0x20, 0x54, 0x15, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 # Where struct seccomp_data has them, on little-endian machines.
 _NUMBER, _ARCH, _PID, _NEW_LIMIT = 0, 4, 16, 32
-# Of x86_64, in the number of each call of the x32 ABI.
+# The bit that x86_64 has in the number of each call of its x32 ABI.
 _X32: Final = 0x40000000
 
 

@@ -116,7 +116,7 @@ class Shape:
             if isinstance(default, list | dict):
                 self._fresh.append((name, type(default)))
             else:
-                # Of a message the default is made when it is read, which it seldom is.
+                # The default of a message is made when it is read, which it seldom is.
                 self._defaults[name] = betterproto.PLACEHOLDER if is_message else default
             self._read[field.number] = (name, _reader(field, message_type, name))
             self._write.append((name, field.name, default, is_message, _writer(field)))

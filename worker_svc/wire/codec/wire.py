@@ -46,14 +46,14 @@ class Field:
     name: str
     wire_type: int
     low: int = 0
-    """Of a varint."""
+    """The least value of a varint."""
     high: int = _UINT64_END - 1
     is_packable: bool = False
     is_text: bool = False
     most: int = FIELDS_MAX
     """How often it may be there."""
     layout: Layout | None = None
-    """Of a submessage."""
+    """The fields of a submessage."""
 
 
 @dataclass(slots=True)

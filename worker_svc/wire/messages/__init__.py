@@ -82,7 +82,7 @@ def start_from(message: pb.StartJobReq, defaults: Defaults) -> Start:
 
 
 def secrets_from(message: pb.StartJobReq) -> SecretEnv:
-    """Of a request whose job exists. Raises InvalidArgument."""
+    """The secrets of a request whose job exists. Raises InvalidArgument."""
     secrets = SecretEnv(message.secret_env)
     JobSpec(message.command, secret_env=tuple(sorted(secrets))).validate(secrets)
     return secrets
@@ -123,8 +123,8 @@ def check_start_size(message: pb.StartJobReq) -> None:
 
 
 def fingerprint_of(message: pb.StartJobReq) -> str:
-    """Of what is asked for, before any default of the worker: the same for the same request only, and for ever. Empty
-    without a job id: it is by that that a request is repeated. Raises InvalidArgument."""
+    """A digest of what is asked for, before any default of the worker: the same for the same request only, and for
+    ever. Empty without a job id: it is by that that a request is repeated. Raises InvalidArgument."""
     if not message.job_id:
         return ""
     check_job_id(message.job_id, "job_id")
