@@ -45,7 +45,7 @@ pytest_plugins = ["tests.support.hooks", "tests.support.output_fixtures"]
 
 @pytest.fixture(params=(CGROUP, SUBREAPER))
 def level(request: pytest.FixtureRequest) -> str:
-    """Of containment, as a supervisor is told."""
+    """The way of containment that a supervisor is told to use."""
     level: str = request.param
     skip_unless(level)
     return level
@@ -276,7 +276,7 @@ async def faked(fake_worker: FakeWorker) -> AsyncIterator[WorkerClient]:
 
 @pytest.fixture
 def fake_address(fake_worker: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Of it, which the command line takes from its environment."""
+    """The address of `fake_worker`, which the command line takes from its environment."""
     from tests.support.fake_worker import serving_in_thread
 
     with serving_in_thread(fake_worker) as address:

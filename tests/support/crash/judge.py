@@ -139,7 +139,7 @@ def _why_not_lost(
 
 
 def _output_problems(job: CrashJob, record: JobRecord, worker: Worker) -> Iterator[str]:
-    """Of a job that ended while no supervisor was there, what its pipe held is lost: that is told, and what is there is
+    """What the pipe of a job held that ended while no supervisor was there is lost: that is told, and what is there is
     right."""
     found = Path(output_path(str(worker.path), job.job_id)).read_bytes()
     if record.output_loss == PIPE_GONE and (job.output or b"").startswith(found):
