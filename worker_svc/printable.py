@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 
 def printable(text: str) -> str:
     """`text` on one line, without anything that a terminal or a reader of lines would act on: control characters (C0,
@@ -18,4 +16,6 @@ def printable(text: str) -> str:
 
 
 def _escaped(char: str) -> str:
+    import json  # seldom needed, and 1 ms to import
+
     return "\\u007f" if char == "\x7f" else json.dumps(char)[1:-1]

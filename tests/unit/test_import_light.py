@@ -12,7 +12,7 @@ import pytest
 
 import worker_svc
 from tests.support.fake_worker import FakeWorker, finished, serving_in_thread
-from worker_svc import Outcome
+from worker_svc import Outcome, WorkerClient
 
 # A type checker is told the names, not that there is a list of them.
 PUBLIC: list[str] = attrgetter("__all__")(worker_svc)
@@ -115,6 +115,11 @@ def test_every_message_of_the_contract_is_public() -> None:
         if getattr(vars(jobscheduler)[name], "__module__", "") == jobscheduler.__name__
     }
     assert messages <= set(PUBLIC)
+
+
+def test_what_clients_call_is_documented() -> None:
+    methods = [member for name, member in vars(WorkerClient).items() if not name.startswith("_")]
+    assert all(member.__doc__ for member in methods)
 
 
 def test_a_name_that_is_not_there() -> None:

@@ -1,4 +1,7 @@
-"""`worker-svc check-config`: is the configuration good, what is in effect, from where, and what may a job be?"""
+"""`worker-svc check-config`: is the configuration good, what is in effect, from where, and what may a job be?
+
+Exit status 2 if `serve` would refuse to start; with --explain 1 if a role may not start the job, or it could not start.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import worker_svc
@@ -52,6 +51,8 @@ def program() -> str:
     """How the reader can call this program: hints are there to be copied."""
     if shutil.which("worker-svc"):
         return "worker-svc"
+    from pathlib import Path
+
     wrapper = Path(worker_svc.__file__).parent.parent / "scripts" / "worker"
     if not wrapper.is_file():
         return "python -m worker_svc"
@@ -183,6 +184,8 @@ def _tls(arguments: argparse.Namespace) -> SSLContext | None:
         return None
     if (arguments.crt is None) != (arguments.key is None):
         raise Failure("--crt and --key go together", 2)
+    from pathlib import Path
+
     from worker_svc.access.tls import SecurityError, client_context
 
     try:

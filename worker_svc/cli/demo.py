@@ -1,4 +1,7 @@
-"""`worker-svc demo`: runs the example that is shipped beside this package, `worker_svc_demo`."""
+"""`worker-svc demo`: runs the example that is shipped beside this package, `worker_svc_demo`.
+
+Exit status 0 if all went as it should, 130 after Ctrl-C.
+"""
 
 from __future__ import annotations
 

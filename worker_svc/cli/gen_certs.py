@@ -1,4 +1,7 @@
-"""`worker-svc gen-certs`: certificates for trying out."""
+"""`worker-svc gen-certs`: certificates for trying out.
+
+Needs the extra `certs` (cryptography). Exit status 2 for names that cannot be, 1 for files that cannot be written.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`worker-svc list`: the jobs, newest first."""
+"""`worker-svc list`: the jobs, newest first.
+
+Asks for pages until it has as many as --limit. With --json one object a line: seconds, bytes, UTC.
+"""
 
 from __future__ import annotations
 

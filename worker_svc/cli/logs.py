@@ -1,4 +1,7 @@
-"""`worker-svc logs`: what a job wrote."""
+"""`worker-svc logs`: what a job wrote.
+
+Bytes, as the job wrote them; where some are gone, standard error says which.
+"""
 
 from __future__ import annotations
 

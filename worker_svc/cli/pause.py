@@ -1,4 +1,7 @@
-"""`worker-svc pause`: makes a running job stand still."""
+"""`worker-svc pause`: makes a running job stand still.
+
+Exit status 1 if the job is not there or does not run.
+"""
 
 from __future__ import annotations
 

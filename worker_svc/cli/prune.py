@@ -1,4 +1,7 @@
-"""`worker-svc prune`: removes finished jobs, oldest first."""
+"""`worker-svc prune`: removes finished jobs, oldest first.
+
+--older-than is in seconds, --max-bytes in bytes on disk. Prints the ids of what went, or with --dry-run would go.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`worker-svc query`: all that is known of a job."""
+"""`worker-svc query`: all that is known of a job.
+
+With --json one object: seconds, bytes, UTC, null for what is not known. Exit status 1 if there is no such job.
+"""
 
 from __future__ import annotations
 

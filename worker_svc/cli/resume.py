@@ -1,4 +1,7 @@
-"""`worker-svc resume`: lets a paused job go on."""
+"""`worker-svc resume`: lets a paused job go on.
+
+Exit status 1 if the job is not there or does not run.
+"""
 
 from __future__ import annotations
 

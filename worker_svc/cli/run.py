@@ -1,4 +1,7 @@
-"""`worker-svc run`: a job as if it were a program of this terminal."""
+"""`worker-svc run`: a job as if it were a program of this terminal.
+
+Exit statuses are in its --help: the job's own, 124 after a timeout, 125 if the worker or the start failed.
+"""
 
 from __future__ import annotations
 

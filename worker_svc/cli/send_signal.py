@@ -1,4 +1,7 @@
-"""`worker-svc signal`: sends a signal to a running job."""
+"""`worker-svc signal`: sends a signal to a running job.
+
+Exit status 1 if the job is not there or does not run.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`worker-svc serve`: runs the worker until it is told to end."""
+"""`worker-svc serve`: runs the worker until it is told to end.
+
+Exit status 2 for a bad configuration, 1 if it cannot serve, 0 after SIGTERM or SIGINT: its jobs run on.
+"""
 
 from __future__ import annotations
 

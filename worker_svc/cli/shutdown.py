@@ -1,4 +1,7 @@
-"""`worker-svc shutdown`: ends worker and supervisor, and leaves nothing behind."""
+"""`worker-svc shutdown`: ends worker and supervisor, and leaves nothing behind.
+
+Returns when both have left; without --stop-jobs that is when the last job has ended.
+"""
 
 from __future__ import annotations
 

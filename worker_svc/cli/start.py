@@ -1,4 +1,7 @@
-"""`worker-svc start`: starts a job and prints its id."""
+"""`worker-svc start`: starts a job and prints its id.
+
+Exit status 1 if it was not started; then nothing is printed.
+"""
 
 from __future__ import annotations
 

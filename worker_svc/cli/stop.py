@@ -1,4 +1,7 @@
-"""`worker-svc stop`: asks a job to stop."""
+"""`worker-svc stop`: asks a job to stop.
+
+Returns when it was asked, with --wait when it is finished. --grace is in seconds. A finished job is no failure.
+"""
 
 from __future__ import annotations
 

@@ -72,11 +72,27 @@ class WorkerClient:
                 ...
             job = await worker.wait(started.job_id)
 
-    Methods raise the `JobError`s of `worker_svc.job` (Unavailable also for every kind of connection trouble);
-    a status outside their table stays a `grpclib.GRPCError`. `deadline_s` bounds a call, and then
-    DeadlineExceeded is raised; without it a call waits as long as the worker takes. A call or stream that is
-    cancelled ends at the worker too. Leaving an `async for` early, close the stream at once with
-    `contextlib.aclosing`.
+    Every method that calls the worker can raise, besides what it names itself:
+
+    * `Unreachable`: no connection could be made, nothing was asked; `Untrusted` is one whose TLS came to nothing.
+    * `Unavailable` (the two above are also this): the connection was lost, or the worker cannot serve now. Whether the
+      call was carried out is not known: a start with a `job_id` can simply be made again.
+    * `PermissionDenied`: the caller's role, or the worker's policy, does not allow it; the text names the rule.
+    * `ResourceExhausted`: too many calls, jobs in the queue, or bytes; later, or fewer.
+    * `InvalidArgument`: a field is malformed; the text names it.
+    * `DeadlineExceeded`: no answer within `deadline_s` seconds (a float). Without it a call waits as long as it takes.
+    * `grpclib.GRPCError`, for a status that the table in `worker_svc.wire.statuses` has no error for.
+    * `RuntimeError`, outside `async with`.
+
+    All but the last two are `JobError`s, and all of these names can be imported from `worker_svc`.
+
+    A call or stream that is cancelled ends at the worker too. Leaving an `async for` early, close the stream at once
+    with `contextlib.aclosing`.
+
+    Calls may run side by side in one event loop; a client belongs to the loop in which it was entered, and is not for
+    other threads. A program that is not asynchronous puts what it has to do with the worker into one coroutine and
+    calls `asyncio.run`; one that keeps a client open runs a loop in a thread of its own, and hands calls over with
+    `asyncio.run_coroutine_threadsafe(worker.query(job_id), loop).result()`.
     """
 
     def __init__(
@@ -87,10 +103,16 @@ class WorkerClient:
         server_name: str = "",
         metadata: Mapping[str, str | bytes] | None = None,
     ) -> None:
-        """`address`: "host:port", "[ipv6]:port" or "unix:/path". `server_name`: the name that the worker's
-        certificate must carry, if it is not the host. `metadata` goes with every call.
+        """Connects to nothing yet.
 
-        Raises ValueError for an address that cannot be one.
+        Args:
+            address: "host:port", "[ipv6]:port" or "unix:/path".
+            ssl: for TLS: what to verify the worker with, and the certificate to show to it.
+            server_name: the name that the worker's certificate must carry, if it is not the host.
+            metadata: goes with every call; values are bytes where the key ends in "-bin".
+
+        Raises:
+            ValueError: the address cannot be one.
         """
         try:
             self._address = Address.parse(address)
@@ -103,6 +125,7 @@ class WorkerClient:
 
     @property
     def address(self) -> str:
+        """As given, in the form that is usual: "127.0.0.1:50000"."""
         return str(self._address)
 
     async def __aenter__(self) -> Self:
@@ -161,13 +184,29 @@ class WorkerClient:
         deadline_s: float | None = None,
     ) -> StartJobRes:
         """Start a job: `command`, `path` (if not empty), `args`. What is left out is the worker's default.
-        `output_policy` is an OutputPolicy, `output_via` an OutputVia, `leader_exit` a LeaderExit. A limit, user or
-        sandbox that the worker's machine cannot give raises PreconditionFailed: `limits=Limits(memory_max_bytes=2**30,
-        pids_max=100)`. `secret_env` are variables like `env`, whose values are delivered to the job and recorded
-        nowhere.
 
-        With a `job_id` of your own the call is idempotent: after a doubtful failure, make the very same
-        again.
+        With a `job_id` of your own the call is idempotent: after a doubtful failure, make the very same again.
+
+        Args:
+            command: a path on the worker's machine, or a name looked up in the job's PATH.
+            env: variables beside those that the worker passes on; `secret_env`: more of them, whose values are
+                delivered to the job and recorded nowhere.
+            cwd: absolute.
+            stdin: what it reads, at most 1 MiB.
+            timeout_s: seconds after which it is stopped; 0: never.
+            stop_signal: what asks it to stop ("SIGINT"); `stop_grace_s`: seconds from that to SIGKILL.
+            output_max_bytes: how much of its output is kept; 0: all. `output_policy`, an OutputPolicy, says what
+                happens beyond; `output_via`, an OutputVia, how output gets into the file.
+            limits: `Limits(memory_max_bytes=2**30, pids_max=100)`; `identity`: as whom it runs; `sandbox`: what
+                it sees.
+            leader_exit: a LeaderExit: what becomes of its other processes when the first has exited.
+
+        Returns:
+            The job's id and state (RUNNING, or QUEUED), and whether the job existed.
+
+        Raises:
+            JobExists: the `job_id` is another job's.
+            PreconditionFailed: the machine cannot give a limit, user or sandbox, or the command cannot be executed.
         """
         request = StartJobReq(
             command=command,
@@ -202,16 +241,22 @@ class WorkerClient:
         wait: bool = False,
         deadline_s: float | None = None,
     ) -> None:
-        """Ask a job to stop; with `wait`, return when it is finished. A finished job stays as it is."""
+        """Ask a job to stop; with `wait`, return when it is finished. A finished job stays as it is.
+
+        `signal` ("SIGINT", "INT" or "2") and `grace_s`, the seconds until SIGKILL (0: at once), are the job's own
+        unless given. Raises JobNotFound.
+        """
         request = StopJobReq(job_id=job_id, signal=signal, grace=duration("grace", grace_s), wait=wait)
         await self._call(self._stub.stop_job(request, timeout=deadline_s))
 
     async def query(self, job_id: str, *, deadline_s: float | None = None) -> QueryJobRes:
+        """A job in the three original fields, `done`, `error` and `error_text`, and as `job`, all that is known of it.
+        Raises JobNotFound."""
         request = QueryJobReq(job_id=job_id)
         return await self._call(self._stub.query_job(request, timeout=deadline_s))
 
     async def job(self, job_id: str, *, deadline_s: float | None = None) -> Job:
-        """All that is known of a job."""
+        """All that is known of a job. Raises JobNotFound."""
         return (await self.query(job_id, deadline_s=deadline_s)).job
 
     async def list(
@@ -248,8 +293,8 @@ class WorkerClient:
             request.page_token = page.next_page_token
 
     async def watch(self, from_sequence: int = 0, job_ids: Iterable[str] = ()) -> AsyncGenerator[JobTransition, None]:
-        """Transitions from a sequence number on (0: only new ones, 1: all), live after catching up, without
-        end."""
+        """Transitions from a sequence number on (0: only new ones, 1: all), live after catching up, without end; of
+        some jobs only, if `job_ids` names any. Raises OutOfRange for a number that was never given out."""
         request = WatchJobsReq(from_sequence=count("from_sequence", from_sequence, _UINT64_MAX), job_ids=[*job_ids])
         with self._errors():
             async with aclosing(self._stub.watch_jobs(request)) as transitions:  # type: ignore[type-var]
@@ -257,28 +302,33 @@ class WorkerClient:
                     yield transition
 
     async def wait(self, job_id: str, timeout_s: float | None = None) -> Job:
-        """The job when it is finished; DeadlineExceeded if it is not within `timeout_s` (0: only look)."""
+        """The job when it is finished. Raises JobNotFound, and DeadlineExceeded if it is not finished within
+        `timeout_s` seconds (0: only look; None: without end)."""
         if timeout_s is not None:
             timeout_s = max(timeout_s, _SHORTEST_WAIT_S)
         request = WaitJobReq(job_id=job_id, timeout=duration("timeout", timeout_s))
         return (await self._call(self._stub.wait_job(request))).job
 
     async def signal(self, job_id: str, signal: str, *, deadline_s: float | None = None) -> None:
-        """Send a signal ("SIGUSR1", "USR1", "10") to a running job's process group."""
+        """Send a signal ("SIGUSR1", "USR1", "10") to a running job's process group. Raises JobNotFound, and
+        PreconditionFailed if the job does not run."""
         request = SignalJobReq(job_id=job_id, signal=signal)
         await self._call(self._stub.signal_job(request, timeout=deadline_s))
 
     async def pause(self, job_id: str, *, deadline_s: float | None = None) -> None:
-        """Make all processes of a running job stand still; its timeout goes on."""
+        """Make all processes of a running job stand still; its timeout goes on. Raises JobNotFound, and
+        PreconditionFailed if the job does not run."""
         request = PauseJobReq(job_id=job_id)
         await self._call(self._stub.pause_job(request, timeout=deadline_s))
 
     async def resume(self, job_id: str, *, deadline_s: float | None = None) -> None:
+        """Let a paused job go on. Raises JobNotFound, and PreconditionFailed if the job does not run."""
         request = ResumeJobReq(job_id=job_id)
         await self._call(self._stub.resume_job(request, timeout=deadline_s))
 
     async def delete(self, job_id: str, *, deadline_s: float | None = None) -> None:
-        """Remove the record and the output of a finished job."""
+        """Remove the record and the output of a finished job. Raises JobNotFound, and PreconditionFailed if the job is
+        not finished."""
         request = DeleteJobReq(job_id=job_id)
         await self._call(self._stub.delete_job(request, timeout=deadline_s))
 
@@ -291,7 +341,11 @@ class WorkerClient:
         dry_run: bool = False,
         deadline_s: float | None = None,
     ) -> PruneJobsRes:
-        """Remove finished jobs, oldest first, until what is given holds; with `dry_run` only tell which."""
+        """Remove finished jobs, oldest first, until what is given holds; with `dry_run` only tell which.
+
+        At least one of: `max_age_s`, seconds since they ended; `max_count`, how many may stay; `max_bytes`, what their
+        output may take on disk. The answer tells how many went, their bytes, and the ids of the first 1000.
+        """
         request = PruneJobsReq(
             max_age=duration("max_age", max_age_s),
             max_count=count("max_count", max_count, _UINT64_MAX),
@@ -326,6 +380,8 @@ class WorkerClient:
         separate. With `follow` it ends when the job has and its last byte was read, otherwise at the end as
         it is now. A chunk with `gap_bytes` stands for bytes that are gone. To resume after Unavailable:
         `offset` of the last chunk, plus the length of its data or gap.
+
+        Raises JobNotFound, and OutOfRange for an `offset` beyond the end of the output as it is now.
         """
         request = StreamJobReq(
             job_id=job_id,

@@ -66,6 +66,8 @@ class PermissionDenied(JobError):
 
 
 class JobNotFound(JobError):
+    """There is no job of this id, or none that the caller may see."""
+
     code = "not_found"
 
     def __init__(self, message: str = "job not found") -> None:
@@ -85,14 +87,20 @@ class PreconditionFailed(JobError):
 
 
 class ResourceExhausted(JobError):
+    """Too much at once: jobs in the queue, calls, bytes, or room on the disk. The text says which."""
+
     code = "exhausted"
 
 
 class OutOfRange(JobError):
+    """What was asked for begins beyond what there is: an offset, or a sequence number that was never given out."""
+
     code = "out_of_range"
 
 
 class DeadlineExceeded(JobError):
+    """It did not come about in the time that the caller gave it; the job, or the call, may go on."""
+
     code = "deadline"
 
 

@@ -128,6 +128,8 @@ class Outcome(betterproto.Enum):
 
 
 class JobView(betterproto.Enum):
+    """How much of each job a list has."""
+
     UNSPECIFIED = 0
     """
     All, but no `spec.args` and `spec.env` of a job whose spec takes more than 4096 bytes as recorded: `left_out` then
@@ -142,6 +144,8 @@ class JobView(betterproto.Enum):
 
 
 class OutputStream(betterproto.Enum):
+    """Which of a job's two files."""
+
     UNSPECIFIED = 0
     """
     The output file: standard output, with standard error unless that is separate.
@@ -387,6 +391,8 @@ class Identity(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class Groups(betterproto.Message):
+    """Supplementary groups, all of them: an empty list is none at all."""
+
     names: List[str] = betterproto.string_field(10)
     """Names, or numbers."""
 
@@ -414,6 +420,8 @@ class Sandbox(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class StartJobRes(betterproto.Message):
+    """The job that was started, or that the same start had started before."""
+
     job_id: str = betterproto.string_field(1)
     state: "JobState" = betterproto.enum_field(10)
     """
@@ -427,6 +435,8 @@ class StartJobRes(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class StopJobReq(betterproto.Message):
+    """Which job to stop, and how if not as its spec says."""
+
     job_id: str = betterproto.string_field(1)
     signal: str = betterproto.string_field(10)
     """Instead of the job's own stop signal, for this stop."""
@@ -447,11 +457,17 @@ class StopJobRes(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class QueryJobReq(betterproto.Message):
+    """Which job to tell of."""
+
     job_id: str = betterproto.string_field(1)
 
 
 @dataclass(eq=False, repr=False)
 class QueryJobRes(betterproto.Message):
+    """
+    The three original fields, which are a view of `job`, and all that is known of it.
+    """
+
     done: bool = betterproto.bool_field(1)
     """Whether the job is finished."""
 
@@ -467,6 +483,10 @@ class QueryJobRes(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class Job(betterproto.Message):
+    """
+    All that is known of a job. Times are the worker's clock; what is not known (yet) is unset, zero or empty.
+    """
+
     job_id: str = betterproto.string_field(10)
     spec: "JobSpec" = betterproto.message_field(11)
     state: "JobState" = betterproto.enum_field(12)
@@ -585,6 +605,8 @@ class JobSpec(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class ListJobsReq(betterproto.Message):
+    """Which jobs: those that fit all of this. Empty: all."""
+
     states: List["JobState"] = betterproto.enum_field(10)
     """Only jobs in one of these states; empty: all. At most 16."""
 
@@ -615,6 +637,10 @@ class ListJobsReq(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class ListJobsRes(betterproto.Message):
+    """
+    A page of jobs, newest first. It can have fewer than asked for, and none, though more follow.
+    """
+
     jobs: List["Job"] = betterproto.message_field(10)
     next_page_token: str = betterproto.string_field(11)
     """Empty on the last page, and only there: go on until it is."""
@@ -622,6 +648,8 @@ class ListJobsRes(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class WatchJobsReq(betterproto.Message):
+    """From where on, and of which jobs."""
+
     from_sequence: int = betterproto.uint64_field(10)
     """
     The first sequence number wanted. Unset or zero: only what happens from now on; 1: all there is.
@@ -660,6 +688,8 @@ class JobTransition(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class WaitJobReq(betterproto.Message):
+    """Which job to wait for, and for how long."""
+
     job_id: str = betterproto.string_field(10)
     timeout: Optional[timedelta] = betterproto.message_field(11, optional=True)
     """Zero or unset: as long as the call's deadline allows."""
@@ -667,11 +697,15 @@ class WaitJobReq(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class WaitJobRes(betterproto.Message):
+    """The job, which is finished."""
+
     job: "Job" = betterproto.message_field(10)
 
 
 @dataclass(eq=False, repr=False)
 class SignalJobReq(betterproto.Message):
+    """A signal for a job that runs."""
+
     job_id: str = betterproto.string_field(10)
     signal: str = betterproto.string_field(11)
     """SIGUSR1", "USR1" or "10". Required."""
@@ -684,6 +718,8 @@ class SignalJobRes(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class PauseJobReq(betterproto.Message):
+    """Which job is to stand still."""
+
     job_id: str = betterproto.string_field(10)
 
 
@@ -694,6 +730,8 @@ class PauseJobRes(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class ResumeJobReq(betterproto.Message):
+    """Which job is to go on."""
+
     job_id: str = betterproto.string_field(10)
 
 
@@ -704,6 +742,8 @@ class ResumeJobRes(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class DeleteJobReq(betterproto.Message):
+    """Which finished job is to be forgotten."""
+
     job_id: str = betterproto.string_field(10)
 
 
@@ -714,6 +754,8 @@ class DeleteJobRes(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class PruneJobsReq(betterproto.Message):
+    """What finished jobs may stay; with several of these, all must hold."""
+
     max_age: Optional[timedelta] = betterproto.message_field(10, optional=True)
     """
     At least one of these: jobs finished longer ago go; only so many stay; only so many bytes of output stay.
@@ -727,6 +769,8 @@ class PruneJobsReq(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class PruneJobsRes(betterproto.Message):
+    """What went, or with dry_run what would go."""
+
     jobs: int = betterproto.uint64_field(10)
     """
     How many jobs went, or would go, and the bytes that their output took on disk.
@@ -739,6 +783,8 @@ class PruneJobsRes(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class StreamJobReq(betterproto.Message):
+    """Which output, and from where on."""
+
     job_id: str = betterproto.string_field(10)
     stream: "OutputStream" = betterproto.enum_field(11)
     offset: Optional[int] = betterproto.uint64_field(12, optional=True)
@@ -776,12 +822,18 @@ class OutputChunk(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class ShutdownWorkerReq(betterproto.Message):
+    """How the worker is to end."""
+
     stop_jobs: bool = betterproto.bool_field(10)
     """Stop the jobs that run and wait, instead of waiting for them."""
 
 
 @dataclass(eq=False, repr=False)
 class ShutdownWorkerRes(betterproto.Message):
+    """
+    The answer comes at once; worker and supervisor leave when their last job has.
+    """
+
     jobs: int = betterproto.int32_field(10)
     """How many jobs there were still."""
 
@@ -793,6 +845,10 @@ class GetWorkerReq(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class GetWorkerRes(betterproto.Message):
+    """
+    What the worker is and how busy. Who may see only some jobs has only those counted.
+    """
+
     worker_id: str = betterproto.string_field(10)
     """Stable for the life of the state directory."""
 
@@ -861,6 +917,8 @@ class GetWorkerRes(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class LogState(betterproto.Message):
+    """How the log is that the worker writes."""
+
     problem: str = betterproto.string_field(1)
     """
     Why nothing is written now: the file's disk is full, or a reader or a disk stands still. Usually empty.
@@ -876,12 +934,16 @@ class LogState(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class RegisterReq(betterproto.Message):
+    """A worker that offers itself."""
+
     address: str = betterproto.string_field(1)
     """Where the scheduler reaches the worker."""
 
 
 @dataclass(eq=False, repr=False)
 class RegisterRes(betterproto.Message):
+    """The id that the scheduler gives it."""
+
     success: bool = betterproto.bool_field(1)
     """
     Original schedulers leave it unset also on success: a non-empty workerID is what counts.
@@ -892,11 +954,15 @@ class RegisterRes(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class DeregisterReq(betterproto.Message):
+    """A worker that leaves."""
+
     worker_id: str = betterproto.string_field(1)
 
 
 @dataclass(eq=False, repr=False)
 class DeregisterRes(betterproto.Message):
+    """Whether the scheduler knew it."""
+
     success: bool = betterproto.bool_field(1)
 
 
