@@ -153,6 +153,7 @@ def test_cpu_weight_shares_a_contended_cpu(containment: Containment) -> None:
         ("cpu_weight", 500, ["cpu.weight"], "500"),
         ("pids_max", 20, ["pids.max"], "20"),
         ("io_weight", 500, ["io.weight", "io.bfq.weight"], "default 500"),
+        ("memory_high_bytes", 64 * MIB, ["memory.high"], str(64 * MIB)),
     ],
 )
 def test_the_controllers_are_told(

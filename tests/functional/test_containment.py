@@ -286,6 +286,7 @@ def test_a_limit_that_cannot_be_enforced_is_named_and_nothing_is_left(containmen
     missing = containment.unenforceable()
     values = {"memory_max_bytes": 2**26, "swap_max_bytes": 0, "cpu_max_cores": 0.5, "cpu_weight": 50, "pids_max": 9}
     values["io_weight"] = 50
+    values["memory_high_bytes"] = 64 * 2**20
     for field in (limit.name for limit in OF_TREE):
         limits = {field: values[field]}
         if field not in missing:

@@ -48,6 +48,7 @@ FULL: dict[str, Any] = {
         cpu_weight=50,
         pids_max=100,
         io_weight=60,
+        memory_high_bytes=2**29,
         rlimits=[pb.Rlimit(name="RLIMIT_NOFILE", soft=10, hard=20), pb.Rlimit(name="core", soft=0)],
         nice=-5,
         cpu_affinity=[3, 0, 3],

@@ -46,6 +46,7 @@ ASKED: dict[str, Limits] = {
     "cpu_weight": Limits(cpu_weight=50),
     "pids_max": Limits(pids_max=20),
     "io_weight": Limits(io_weight=50),
+    "memory_high_bytes": Limits(memory_high_bytes=64 * 2**20),
 }
 
 

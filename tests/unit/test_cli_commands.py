@@ -75,7 +75,17 @@ def test_start(
 
 def test_start_with_limits(fake_worker: FakeWorker, fake_address: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--memory-max", "512M", "--swap-max", "0", "--cpus", "1.5", "--cpu-weight", "50", "--pids-max", "100"]
-    options += ["--io-weight", "60", "--rlimit", "nofile=1024:4096", "--rlimit=core=0", "--nice", "-5"]
+    options += [
+        "--io-weight",
+        "60",
+        "--memory-high",
+        "512M",
+        "--rlimit",
+        "nofile=1024:4096",
+        "--rlimit=core=0",
+        "--nice",
+        "-5",
+    ]
     options += ["--cpu-affinity", "0,2-3", "--umask", "027", "--oom-score-adj", "-1", "--user", "nobody"]
     options += ["--group", "adm", "--groups", "", "--new-privs", "--read-only", "/usr", "--read-only", "/etc"]
     options += ["--read-write", "/work", "--private-tmp", "--no-network", "--wait-for-tree"]
@@ -91,6 +101,7 @@ def test_start_with_limits(fake_worker: FakeWorker, fake_address: str, capsys: p
                 cpu_weight=50,
                 pids_max=100,
                 io_weight=60,
+                memory_high_bytes=2**29,
                 rlimits=[Rlimit(name="nofile", soft=1024, hard=4096), Rlimit(name="core", soft=0, hard=0)],
                 nice=-5,
                 cpu_affinity=[0, 2, 3],

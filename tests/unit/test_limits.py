@@ -29,6 +29,7 @@ ALL: Limits = {
     "cpu_weight": 200,
     "pids_max": 64,
     "io_weight": 10,
+    "memory_high_bytes": 2**29,
     "rlimits": {"nofile": (100, 200), "core": (0, None), "as": (-1, -1)},
     "nice": -5,
     "cpu_affinity": (0, 3),

@@ -113,7 +113,7 @@ def test_beyond_a_maximum(limits: pb.Limits, said: str) -> None:
 
 
 def test_at_a_maximum() -> None:
-    limits = pb.Limits(2**30, 0, 2.0, 200, 100, 50, [pb.Rlimit("nofile", 64, 64)], 0, oom_score_adj=-10)
+    limits = pb.Limits(2**30, 0, 2.0, 200, 100, 50, None, [pb.Rlimit("nofile", 64, 64)], 0, oom_score_adj=-10)
     bounds = {**LIMITED.limits.bounds, "rlimits": {"nofile": (64, 64), "core": (0, 0)}}
     assert limited(limits=limits).limits == bounds
 

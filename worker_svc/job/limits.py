@@ -119,6 +119,12 @@ LIMITS: Final = (
         file="io.weight", bound="max", zero_is_none=True, usual=100,
     ),
     Limit(
+        "memory_high_bytes", BYTES, 1024 * 1024, INT64_MAX,
+        "Memory of a job as a whole above which it is slowed down. Empty: no limit.",
+        "--memory-high", "SIZE", "memory above which it is slowed down, not ended; 0: any", "memory high",
+        file="memory.high", bound="max", zero_is_none=True,
+    ),
+    Limit(
         "rlimits", RLIMITS, UNLIMITED, INT64_MAX,
         'Limits of setrlimit(2) for each process, "NAME=SOFT", "NAME=SOFT:HARD", also "unlimited".',
         "--rlimit", "NAME=SOFT[:HARD]", "of setrlimit(2), repeatable: nofile=1024:4096, core=0, stack=unlimited", "",

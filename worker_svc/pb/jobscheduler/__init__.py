@@ -321,6 +321,11 @@ class Limits(betterproto.Message):
     As cpu_weight, for I/O. Controller: io, with a scheduler of the block device that heeds it.
     """
 
+    memory_high_bytes: Optional[int] = betterproto.uint64_field(16, optional=True)
+    """
+    Above it the job is slowed down and its memory reclaimed, but it is not ended. From 1 MiB up. Controller: memory.
+    """
+
     rlimits: List["Rlimit"] = betterproto.message_field(20)
     nice: Optional[int] = betterproto.int32_field(21, optional=True)
     """
