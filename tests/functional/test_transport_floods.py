@@ -57,10 +57,11 @@ def flood(client: RawClient, frames: list[Frame], rounds: int) -> int:
         return -1
 
 
-def resets(client: RawClient, count: int = 100) -> list[Frame]:
+def resets(client: RawClient, count: int = 100, code: int = 8) -> list[Frame]:
     made: list[Frame] = []
     for _ in range(count):
-        made += [client.headers_frame(client._next_id, grpc_headers()), RstStreamFrame(client._next_id, error_code=8)]
+        reset = RstStreamFrame(client._next_id, error_code=code)
+        made += [client.headers_frame(client._next_id, grpc_headers()), reset]
         client._next_id += 2
     return made
 
@@ -86,9 +87,11 @@ def test_floods_end_the_connection(host: GrpcHost, name: str) -> None:
         assert works(client)
 
 
-def test_rapid_reset_ends_the_connection(host: GrpcHost) -> None:
+@pytest.mark.parametrize("code", [0, 7, 8])
+def test_rapid_reset_ends_the_connection(host: GrpcHost, code: int) -> None:
+    """Whatever is given as its reason; 0 and 7 (REFUSED_STREAM) are those that we give for streams of theirs."""
     with RawClient(host.address) as client:
-        assert flood(client, resets(client, 300), 1) == CALM
+        assert flood(client, resets(client, 300, code), 1) == CALM
 
 
 def test_a_stream_is_charged_once_however_often_it_is_reset() -> None:

@@ -229,3 +229,34 @@ def test_a_client_that_does_not_read_costs_little(host: GrpcHost) -> None:
         assert host.rss_bytes() - before < 16_000_000
         with RawClient(host.address) as other:
             assert works(other)
+
+
+@pytest.mark.parametrize("path", [STREAM, WAIT])
+def test_a_request_has_one_message(host: GrpcHost, path: str) -> None:
+    """More of them would be kept for nobody, as long as the call lasts."""
+    with RawClient(host.address) as client:
+        stream = client.open(grpc_headers(path))
+        client.data(stream, prefixed(FOLLOW if path == STREAM else b"\x52\x01x"), end=False)
+        assert works(client)
+        client.data(stream, prefixed(b""), end=False)
+        answer = client.answer(stream)
+        assert (answer.status, answer.message) == (3, "the request has more than one message")
+        both = client.open(grpc_headers(QUERY))
+        client.data(both, prefixed(b"") * 2)
+        assert client.answer(both).status == 3
+
+
+def test_an_answer_that_its_window_does_not_hold_comes_whole_before_the_request_has_ended(host: GrpcHost) -> None:
+    with RawClient(host.address) as client:
+        stream = client.open(grpc_headers())
+        text = b"x" * 100_000
+        message = b"\x0a" + varint(len(text)) + text
+        for begin in range(0, len(message) + 5, 16384):
+            client.data(stream, prefixed(message)[begin : begin + 16384], end=False)
+        while client.received(stream) < 65535:
+            client.receive()
+        assert works(client)
+        assert not client.is_answered(stream)
+        client.send(WindowUpdateFrame(stream, window_increment=100_000))
+        answer = client.answer(stream)
+        assert (answer.status, answer.data) == (0, prefixed(message))

@@ -75,7 +75,7 @@ class Call(GrpclibStream[Any, Any]):
         """Its part of what may be under way to clients: room that was taken, then what is sent and has not left yet."""
         self._has_begun_answer = False
         self._has_sent = False
-        self._is_answered = False
+        self.is_answered = False
         self._stopped_by: tuple[Status, str] | None = None
         self._refuses_encoding = False
 
@@ -108,6 +108,8 @@ class Call(GrpclibStream[Any, Any]):
         if self._size < 0:
             if len(self._buffer) < _PREFIX_BYTES:
                 return False
+            if (self._received or self._requests) and not self._cardinality.client_streaming:
+                raise GRPCError(Status.INVALID_ARGUMENT, "the request has more than one message")
             size = int.from_bytes(self._buffer[1:_PREFIX_BYTES], "big")
             self._check_prefix(self._buffer[0], size)
             if not self._connection.budget.claim(size):
@@ -149,7 +151,11 @@ class Call(GrpclibStream[Any, Any]):
     def _fail(self, fault: GRPCError) -> None:
         self._fault = self._fault or fault
         self._buffer.clear()
+        self._requests.clear()
         self._release()
+        if self._received and not self._cardinality.client_streaming:
+            self.stop(fault.status, str(fault.message))  # nobody asks for a next message
+            return
         self.waits_since_s = 0.0
         self._wake()
 
@@ -167,7 +173,7 @@ class Call(GrpclibStream[Any, Any]):
     # The handler
 
     def begin(self) -> None:
-        if self.task is None and not self._is_answered:
+        if self.task is None and not self.is_answered:
             self.task = self._connection.loop.create_task(self._serve())
 
     async def _serve(self) -> None:
@@ -191,7 +197,7 @@ class Call(GrpclibStream[Any, Any]):
 
     def stop(self, status: Status, message: str) -> None:
         """Ends the call with this answer, unless it has another by then."""
-        if self._is_answered:
+        if self.is_answered:
             return
         if self.task is None:
             self.answer(status, message)
@@ -201,7 +207,7 @@ class Call(GrpclibStream[Any, Any]):
             self.task.cancel()
 
     def end_overdue(self) -> None:
-        if self._is_answered:  # and it is not read
+        if self.is_answered:  # and it is not read
             self._connection.http2.reset(self._stream_id, http2.CANCEL)
             self._connection.has_to_send()
         else:
@@ -209,7 +215,7 @@ class Call(GrpclibStream[Any, Any]):
 
     def drop(self) -> None:
         """The client has left, or the connection is gone."""
-        self._is_answered = True
+        self.is_answered = True
         self.close()
         self._hold(0)
         self._wake_sender()
@@ -263,7 +269,7 @@ class Call(GrpclibStream[Any, Any]):
         """Waits, if it is one of many, until the client has taken most of it."""
         data = self._connection.codec.encode(message, self.method.reply_type)
         del message
-        if self._is_answered:  # there is nobody any more
+        if self.is_answered:  # there is nobody any more
             raise asyncio.CancelledError
         await self.send_initial_metadata()
         self._has_sent = True
@@ -311,7 +317,7 @@ class Call(GrpclibStream[Any, Any]):
     def look(self) -> None:
         """Something was sent, or the client takes more."""
         self._hold(self._connection.http2.unsent(self._stream_id))
-        if not self._held_bytes and self._is_answered:
+        if not self._held_bytes and self.is_answered:
             self.waits_since_s = 0.0
         self._wake_sender()
 
@@ -325,15 +331,15 @@ class Call(GrpclibStream[Any, Any]):
         self.answer(status, status_message)
 
     async def cancel(self) -> None:
-        self._is_answered = True
+        self.is_answered = True
         self._connection.http2.reset(self._stream_id, http2.CANCEL)
         self._connection.has_to_send()
 
     def answer(self, status: Status, message: str | None = None) -> None:
         """The end of the call; only the first one counts."""
-        if self._is_answered:
+        if self.is_answered:
             return
-        self._is_answered = True
+        self.is_answered = True
         trailers = _OK if status is Status.OK else _trailers(status, message)
         if self._refuses_encoding:
             trailers = (*trailers, (b"grpc-accept-encoding", b"identity"))

@@ -260,8 +260,10 @@ class ServerConnection(asyncio.BufferedProtocol):
     def _on_closed(self, event: http2.StreamClosed) -> None:
         """Once for each stream, whoever ended it and however."""
         call = self.calls.pop(event.stream_id, None)
+        # Of one without a call, these are what we say to it; a client can say them of any.
+        is_answered = event.error_code in (http2.NO_ERROR, http2.REFUSED_STREAM) and (call is None or call.is_answered)
         is_early = call is None or (self._now_s - call.since_s < _EARLY_RESET_S and not call.is_overdue)
-        if is_early and event.error_code not in (http2.NO_ERROR, http2.REFUSED_STREAM):
+        if is_early and not is_answered:
             self._count_reset()
         if call is None:
             return
@@ -377,9 +379,12 @@ class ServerConnection(asyncio.BufferedProtocol):
         try:
             data, events = self.http2.take(_WRITE_BYTES)
             if self._to_reset and len(data) < _WRITE_BYTES:
-                for stream_id in self._to_reset:
-                    self.http2.reset(stream_id, http2.NO_ERROR)
-                self._to_reset.clear()
+                answered, self._to_reset = self._to_reset, []
+                for stream_id in answered:
+                    if self.http2.unsent(stream_id):  # its client has not read the answer yet
+                        self._to_reset.append(stream_id)
+                    else:
+                        self.http2.reset(stream_id, http2.NO_ERROR)
                 more, others = self.http2.take(_WRITE_BYTES)
                 data, events = data + more, [*events, *others]
         except Http2Error as error:
