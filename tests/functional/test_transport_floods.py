@@ -158,6 +158,21 @@ def test_a_header_bomb(host: GrpcHost) -> None:
         assert flood(client, [frame], 1) in (CALM, PROTOCOL_ERROR)
 
 
+def test_headers_that_are_large_and_come_in_few_bytes(host: GrpcHost) -> None:
+    """Each request within its limit, of a byte for each 3 kB: no more of them is made at once than a megabyte or two."""
+    with RawClient(host.address) as client:
+        large = ("x-large", "v" * 3000)
+        assert client.answer(client.open([*grpc_headers(QUERY), large], end=True)).status == 3
+        before = host.rss_bytes(peak=True)
+        frames = [
+            client.headers_frame(number, [*grpc_headers(QUERY), *([large] * 15)], end=True)
+            for number in range(3, 1600, 2)
+        ]
+        client.send(*frames)  # 20 kB that are 38 MB
+        assert client.answer(frames[-1].stream_id).status == 3
+        assert host.rss_bytes(peak=True) - before < 12_000_000
+
+
 def test_who_makes_honest_use_of_it_is_not_taken_for_an_abuser(host: GrpcHost) -> None:
     with RawClient(host.address) as client:
         followers = [client.call(STREAM, FOLLOW) for _ in range(1000)]

@@ -62,8 +62,11 @@ _ANSWER_FIRST_S: Final = 0.1
 _WRITE_BYTES: Final = 256 * 1024
 _UNSENT_MAX_BYTES: Final = 256 * 1024
 READ_BYTES: Final = 64 * 1024
-# What was read is passed on in such pieces: a call with a message, or some hundred frames that bring nothing.
+# Of what was read, this much is dealt with in one turn, for about as long as this; the rest waits for the next.
 _PORTION_BYTES: Final = 16 * 1024
+_PORTION_S: Final = 0.001
+# So much goes to the engine at once. HPACK makes 4 kB of headers of one byte, so even little can become megabytes.
+_PIECE_BYTES: Final = 1024
 # Calls that wait for a turn, beyond which their connection is not read from.
 _BACKLOG: Final = 64
 # The least time of the loop that answering a call takes, besides reading it.
@@ -194,32 +197,40 @@ class ServerConnection(asyncio.BufferedProtocol):
     def _work(self) -> None:
         """Some of what was read goes to the engine; the calls in it wait for turns of their own."""
         self._is_queued = False
-        data = bytes(self._pending[:_PORTION_BYTES])
-        del self._pending[:_PORTION_BYTES]
-        if self._is_ending or self._transport is None or self._transport.is_closing() or not data:
+        if self._is_ending or self._transport is None or self._transport.is_closing() or not self._pending:
             return
-        self._now_s = time.monotonic()
-        try:
-            events = self.http2.feed(data)
-        except Http2Error as error:
-            self._transport.write(http2.goaway(http2.ENHANCE_YOUR_CALM, str(error)))
-            self._end_abuse(f"no HTTP/2: {error}")
-            return
-        if events and not self._has_begun:
-            self._has_begun = True
-            self._place.keep()
-        for event in events:
-            self._on_event(event)
+        begun_s = self._now_s = time.monotonic()
+        portion, taken = bytes(self._pending[:_PORTION_BYTES]), 0
+        while taken < len(portion) and time.monotonic() - begun_s < _PORTION_S:
+            if not self._take(portion[taken : taken + _PIECE_BYTES]):
+                return
+            taken += _PIECE_BYTES
+        del self._pending[:taken]
         self.sending.let_on()
         if self.http2.wants_to_send or self._holding:  # which may go on, if the client takes more now
             self.has_to_send()
         if self._must_slow_down:
             self._must_slow_down = False
-            self._later = self.loop.call_later(_THROTTLE_S, self._read_or_wait)
-        if self._pending:
+            self._later = self.loop.call_later(_THROTTLE_S, self._queue if self._pending else self._read_or_wait)
+        elif self._pending:
             self._queue()
-        else:
-            self._read_or_wait()
+        self._read_or_wait()
+
+    def _take(self, data: bytes) -> bool:
+        """Whether the connection goes on."""
+        try:
+            events = self.http2.feed(data)
+        except Http2Error as error:
+            assert self._transport is not None
+            self._transport.write(http2.goaway(http2.ENHANCE_YOUR_CALM, str(error)))
+            self._end_abuse(f"no HTTP/2: {error}")
+            return False
+        if events and not self._has_begun:
+            self._has_begun = True
+            self._place.keep()
+        for event in events:
+            self._on_event(event)
+        return not self._is_ending
 
     def _read_or_wait(self) -> None:
         """Nothing more is read while what was read waits, or while the client does not read its answers."""
@@ -234,6 +245,8 @@ class ServerConnection(asyncio.BufferedProtocol):
             transport.resume_reading()
 
     def _on_event(self, event: Any) -> None:
+        if self._is_ending:
+            return
         kind = type(event)
         if kind is http2.RequestReceived:
             self._on_request(event)

@@ -29,6 +29,8 @@ _SPECIAL: Final = frozenset({"te", "content-type", "user-agent", "content-length
 # So many heads, each no larger than this, are kept.
 _KNOWN_MAX: Final = 256
 _KNOWN_MAX_BYTES: Final = 4096
+# Headers of HTTP/2's and gRPC's own.
+_NOT_METADATA_MAX: Final = 32
 _OVERHEAD_BYTES: Final = 32  # of each header, as HPACK counts
 
 
@@ -72,9 +74,13 @@ def read_head(headers: Pairs, *, max_bytes: int, max_metadata: int) -> Head:
 
 
 def _read(headers: Pairs, size: int, max_bytes: int, max_metadata: int) -> Head:
-    pseudo, regular = _sort(headers)
+    # First: what is refused for its size is not looked through.
     if size > max_bytes:
         raise Refused(Status.RESOURCE_EXHAUSTED, f"the headers take {size} bytes: at most {max_bytes} are allowed")
+    if len(headers) > max_metadata + _NOT_METADATA_MAX:
+        text = f"there are {len(headers)} headers: at most {max_metadata} entries of metadata are allowed"
+        raise Refused(Status.RESOURCE_EXHAUSTED, text)
+    pseudo, regular = _sort(headers)
     if pseudo[b":method"] != b"POST":
         raise Refused(Status.UNIMPLEMENTED, "the method must be POST", 405)
 
