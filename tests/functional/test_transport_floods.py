@@ -159,7 +159,7 @@ def test_a_header_bomb(host: GrpcHost) -> None:
 
 
 def test_headers_that_are_large_and_come_in_few_bytes(host: GrpcHost) -> None:
-    """Each request within its limit, of a byte for each 3 kB: no more of them is made at once than a megabyte or two."""
+    """Each request is within its limit, a byte for each 3 kB: of all of them only some are held at once."""
     with RawClient(host.address) as client:
         large = ("x-large", "v" * 3000)
         assert client.answer(client.open([*grpc_headers(QUERY), large], end=True)).status == 3
