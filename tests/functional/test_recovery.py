@@ -79,9 +79,9 @@ def test_a_number_that_nobody_has(supervisor: SupervisorProcess) -> None:
     assert supervisor.wait_finished("j").outcome is Outcome.LOST
 
 
-@pytest.mark.parametrize("state", [JobState.RUNNING, JobState.STOPPING, JobState.STARTING])
+@pytest.mark.parametrize("former", [JobState.RUNNING, JobState.STOPPING, JobState.STARTING])
 def test_after_a_reboot_what_ran_is_lost(
-    supervisor: SupervisorProcess, state: JobState, bystander: subprocess.Popen[bytes]
+    supervisor: SupervisorProcess, former: JobState, bystander: subprocess.Popen[bytes]
 ) -> None:
     supervisor.run("j", programs.SLEEP)
     pid = supervisor.record("j").pid
@@ -91,8 +91,8 @@ def test_after_a_reboot_what_ran_is_lost(
     change(
         supervisor,
         "UPDATE jobs SET boot_id = 'another', state = ?, pid = ?, start_ticks = ?",
-        int(state),
-        0 if state is JobState.STARTING else bystander.pid,
+        int(former),
+        0 if former is JobState.STARTING else bystander.pid,
         start_ticks_of(bystander.pid),
     )
     change(supervisor, "UPDATE meta SET value = 'another' WHERE key = 'boot_id'")

@@ -136,7 +136,7 @@ def test_what_hung_goes_on_when_the_file_system_does(pad: Launchpad, stalled: St
     results = Results()
     pool = Spawner(results, pad.implementation)
     pool.submit("hangs", pad.plan(stalled.program))
-    time.sleep(0.1)
+    eventually_sync(Path(f"{Path(stalled.program).parent}.asked").exists)
     assert not results.of
     stalled.end()
     eventually_sync(lambda: "hangs" in results.of)

@@ -1,8 +1,8 @@
 """A file system that hangs: every program on it is there, and opening one never ends, as on a dead NFS server.
 
 `python stalled_fs.py MOUNT_POINT` mounts it (root and /dev/fuse needed), says `ready`, and serves until its standard
-input ends. Who waits in it can be killed (the kernel asks us to interrupt the request, and we do); with --deaf not even
-that: it waits uninterruptibly (state D) until we end.
+input ends. Once somebody waits in it, there is a file MOUNT_POINT.asked. Who waits can be killed (the kernel asks us to
+interrupt the request, and we do); with --deaf not even that: it waits uninterruptibly (state D) until we end.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def attributes(node: int) -> bytes:
     return struct.pack("<6Q10I", node, 4096, 8, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
 
 
-def serve(fd: int, is_deaf: bool) -> None:
+def serve(fd: int, asked: Path, is_deaf: bool) -> None:
     hanging: set[int] = set()
     while True:
         try:
@@ -81,6 +81,7 @@ def serve(fd: int, is_deaf: bool) -> None:
             body = struct.pack("<QII", 60, 0, 0) + attributes(node)
         elif opcode == OPEN:
             hanging.add(unique)
+            asked.touch()
             continue
         elif opcode in (FORGET, BATCH_FORGET):
             continue
@@ -101,7 +102,7 @@ def main(mount_point: str, *flags: str) -> None:
     options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
     if libc.mount(b"stalled", os.fsencode(mount_point), b"fuse.stalled", ctypes.c_ulong(0), options) < 0:
         sys.exit(f"mount: {os.strerror(ctypes.get_errno())}")
-    threading.Thread(target=serve, args=(fd, "--deaf" in flags), daemon=True).start()
+    threading.Thread(target=serve, args=(fd, Path(f"{mount_point}.asked"), "--deaf" in flags), daemon=True).start()
     print("ready", flush=True)
     select.select([sys.stdin], [], [])
     libc.umount2(os.fsencode(mount_point), MNT_DETACH)
