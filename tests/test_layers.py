@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "worker_svc"
 
 # The rooms of the house, the lowest first. Those of one line do not import each other.
 FLOORS = (
-    ("", "address", "job", "linux", "printable", "pb"),
+    ("", "address", "job", "linux", "printable", "token_bucket", "pb"),
     ("ipc", "masking", "wire"),
     ("config", "output", "record", "registration"),
     ("supervisor", "feed", "reading", "telemetry"),
@@ -24,6 +24,7 @@ FLOORS = (
     ("service",),
     ("server", "client"),
     ("public",),
+    ("starting",),
     ("app",),
     ("cli",),
     ("__main__",),

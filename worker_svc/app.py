@@ -11,12 +11,8 @@ import sqlite3
 import ssl
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
-
-from structlog.typing import FilteringBoundLogger
 
 from worker_svc import __version__
 from worker_svc.access import startchecks
@@ -30,17 +26,16 @@ from worker_svc.job import JobError
 from worker_svc.link import SupervisorError, SupervisorLink, leave_no_core
 from worker_svc.linux import failpoints
 from worker_svc.linux.kinship import Kinship
-from worker_svc.linux.lockfile import LockFile, LockHeld
 from worker_svc.masking import Masker
 from worker_svc.output import OutputReader
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.printable import printable
 from worker_svc.reading import LongReads
-from worker_svc.record import statedir
 from worker_svc.record.store import StoreError, StoreReader
 from worker_svc.registration import Registration
-from worker_svc.server import GrpcServer, close_sockets, open_sockets
+from worker_svc.server import GrpcServer, close_sockets
 from worker_svc.service import Identity, WorkerService
+from worker_svc.starting import StartError, bind, check_start, take_signals_as_usual, worker_lock
 from worker_svc.telemetry import Log, TransitionLog, set_up_log
 from worker_svc.wire.messages.defaults import start_defaults
 
@@ -64,13 +59,9 @@ _WARNINGS: Final = frozenset(
 )
 
 
-class StartError(Exception):
-    """The worker cannot start; the text says why and what to do."""
-
-
 def serve(config: Config, config_file: Path | None = None, *, file_is_named: bool = True) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit status. The file is the one that `config` was read from."""
-    _take_signals_as_usual()
+    take_signals_as_usual()
     masker = Masker(config.access.secret_keys, show_arguments=config.access.show_arguments)
     try:
         log = set_up_log(config.log, masker)
@@ -78,7 +69,7 @@ def serve(config: Config, config_file: Path | None = None, *, file_is_named: boo
         print(printable(f"worker-svc: log.file: {error}"), file=sys.stderr, flush=True)
         return 1
     try:
-        _check_start(config, config_file, log.events, is_named=file_is_named)
+        check_start(config, config_file, log.events, is_named=file_is_named)
         leave_no_core()
         return asyncio.run(_Worker(config, log, masker).run())
     except (StartError, SupervisorError, SecurityError, StoreError, sqlite3.Error, OSError) as error:
@@ -86,47 +77,6 @@ def serve(config: Config, config_file: Path | None = None, *, file_is_named: boo
         return 1
     finally:
         log.close()
-
-
-def _take_signals_as_usual() -> None:
-    """Whatever whoever started us has blocked or ignored, which all processes inherit: SIGTERM must end us, also before
-    there is a loop, and without SIGCHLD how the supervisor ended could not be told."""
-    for number in (signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-
-
-def _check_start(config: Config, config_file: Path | None, log: FilteringBoundLogger, *, is_named: bool) -> None:
-    """Warns of what others could do to the worker. Raises StartError for what must not be."""
-    findings = startchecks.check(config, config_file, is_named=is_named)
-    for finding in findings:
-        if not finding.is_error:
-            log.warning("worker.insecure", reason=finding.text)
-    errors = [finding.text for finding in findings if finding.is_error]
-    if errors:
-        raise StartError("; ".join(errors))
-
-
-@contextmanager
-def _worker_lock(state_dir: Path) -> Iterator[None]:
-    """Makes the state directory, and this process the only worker on it. Raises StartError."""
-    mask = os.umask(0o022)
-    os.umask(mask | 0o022)  # of the parents: else the next start would find that others can change them
-    try:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = LockFile(str(state_dir / statedir.WORKER_LOCK_NAME))
-    except OSError as error:
-        raise StartError(f"state.dir: {state_dir}: {error.strerror}") from error
-    except LockHeld as held:
-        raise StartError(
-            f"state.dir: {state_dir} is in use by another worker (pid {held.pid}): end that one, or set another"
-        ) from None
-    finally:
-        os.umask(mask)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class _Worker:
@@ -146,9 +96,9 @@ class _Worker:
         """Serves, and leaves. What can fail for want of an address or a file comes before anything is made."""
         config = self._config
         context, calling = server_context(config.grpc_server), scheduler_context(config.scheduler)
-        sockets = await self._bind()
+        sockets = await bind(config.grpc_server)
         try:
-            with _worker_lock(config.state.dir):
+            with worker_lock(config.state.dir):
                 mended = startchecks.mend_state_dir(config.state.dir)
                 if mended:
                     self._log.warning("worker.mended", what=mended)
@@ -156,20 +106,6 @@ class _Worker:
                 return await self._serve(sockets, context, calling)
         finally:
             close_sockets(config.grpc_server.addr, sockets)
-
-    async def _bind(self) -> list[socket.socket]:
-        """Raises StartError."""
-        config = self._config.grpc_server
-        sockets: list[socket.socket] = []
-        try:
-            sockets = await open_sockets(config.addr)
-            if config.addr.is_unix:
-                startchecks.check_unix_socket(Path(config.addr.unix_path), int(config.unix_mode or "0600", 8))
-        except OSError as error:
-            close_sockets(config.addr, sockets)
-            reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)
-            raise StartError(f"grpc_server.addr: {config.addr}: {reason}") from error
-        return sockets
 
     async def _serve(
         self, sockets: list[socket.socket], context: ssl.SSLContext | None, calling: ssl.SSLContext | None
@@ -188,9 +124,9 @@ class _Worker:
         worker_id = link.info["state_id"]
         reader, reads = StoreReader(str(config.state.dir)), LongReads(str(config.state.dir))
         latest = reader.sequence()
-        transitions = self._whole_log.transitions(config.state.dir, worker_id, reader.events, latest)
-        self._feed = Feed(reader, reads, latest, transitions.add, self._on_event)
-        self._feed.ring(self._sequence)
+        feed = self._feed = Feed(reader, reads, latest, lambda batch: transitions.add(batch), self._on_event)
+        transitions = self._whole_log.transitions(config.state.dir, worker_id, feed.after, latest)
+        feed.ring(self._sequence)
         output = OutputReader(on_degraded=lambda text: self._on_event("output.degraded", reason=text))
         doorkeeper = Doorkeeper(config.access, is_job=lambda peer: _kinship(link).is_job(peer))
         audit = self._whole_log.audit
@@ -201,7 +137,7 @@ class _Worker:
             link,
             reader,
             reads,
-            self._feed,
+            feed,
             output,
             {role.label: defaults.within(policy.bounds_of(role.label)) for role in Role},
             self._identity(),
@@ -221,7 +157,7 @@ class _Worker:
         self._log.info("worker.serving", address=str(address), version=__version__, worker=worker_id, pid=os.getpid())
         # Whatever start-up made is here to stay: to walk it again and again would be for nothing.
         gc.freeze()
-        tasks = [asyncio.create_task(lasting) for lasting in (link.run(), self._feed.run(), transitions.run())]
+        tasks = [asyncio.create_task(lasting) for lasting in (link.run(), feed.run(), transitions.run())]
         tasks += self._start_registration(address, calling)
         status = await self._until_asked_to_leave(asked, tasks)
         self._log.info("worker.draining")

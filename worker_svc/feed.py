@@ -147,17 +147,23 @@ class Feed:
             while after >= self.sequence:
                 await asyncio.shield(self._more)
             async with self._reads.step(client):
-                page = self._recent_after(after) or await self._page_after(after)
+                page = self._recent_after(after, _PAGE) or await self._page_after(after)
                 batch = [moved for moved in page if wanted(moved)]
             after = page[-1].sequence if page else self.sequence
             if batch:
                 yield batch
 
-    def _recent_after(self, sequence: int) -> Sequence[Transition]:
+    def after(self, sequence: int, limit: int) -> Sequence[Transition]:
+        """At most so many transitions after that one, at once. Raises sqlite3.Error."""
+        return self._recent_after(sequence, limit) or self._reader.events(sequence, limit)
+
+    def _recent_after(self, sequence: int, limit: int) -> Sequence[Transition]:
         if not self._recent or self._recent[0].sequence > sequence + 1:
             return ()
-        skip = sequence + 1 - self._recent[0].sequence
-        return [self._recent[i] for i in range(skip, min(len(self._recent), skip + _PAGE))]
+        skip = min(sequence + 1 - self._recent[0].sequence, len(self._recent))
+        while skip and self._recent[skip - 1].sequence > sequence:  # a copied store might lack some
+            skip -= 1
+        return [self._recent[i] for i in range(skip, min(len(self._recent), skip + limit))]
 
     async def _page_after(self, sequence: int) -> Sequence[Transition]:
         page = self._pages.get(sequence)

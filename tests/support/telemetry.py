@@ -20,11 +20,13 @@ ME, OTHER = "aaaa1111bbbb2222", "cccc3333dddd4444"
 class Run:
     """One life of a worker, as far as its log goes."""
 
-    def __init__(self, log: Log, transitions: TransitionLog) -> None:
+    def __init__(self, log: Log, transitions: TransitionLog, added: list[Transition]) -> None:
+        self._added = added
         self.log = log
         self.transitions = transitions
 
     async def write(self, batch: Sequence[Transition]) -> None:
+        self._added += batch
         self.transitions.add(batch)
         await eventually(lambda: self.transitions.sequence >= batch[-1].sequence)
 
@@ -39,9 +41,10 @@ async def run(
     level: Literal["info", "error"] = "info",
 ) -> AsyncIterator[Run]:
     """`recorded`: what the store has when it starts."""
+    added: list[Transition] = []
 
     def read(after: int, limit: int) -> list[Transition]:
-        return [moved for moved in recorded if moved.sequence > after][:limit]
+        return [moved for moved in (*recorded, *added) if moved.sequence > after][:limit]
 
     log = set_up_log(LogConfig(file=folder / "worker.log", format=log_format, level=level))
     latest = recorded[-1].sequence if recorded else 0
@@ -49,7 +52,7 @@ async def run(
     task = asyncio.create_task(transitions.run())
     try:
         await eventually(lambda: transitions.sequence >= latest)
-        yield Run(log, transitions)
+        yield Run(log, transitions, added)
     finally:
         task.cancel()
         log.close()

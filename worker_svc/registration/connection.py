@@ -23,6 +23,8 @@ from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, Event
 from h2.exceptions import H2Error
 
+from worker_svc.token_bucket import TokenBucket
+
 # How long a TLS peer is given to confirm the close: by asyncio's 30 s the news of a black hole would be late.
 _TLS_CLOSE_TIMEOUT_S: Final = 1.0
 _TCP_KEEPALIVE_PROBES: Final = 3
@@ -162,8 +164,8 @@ class _LinkProtocol(H2Protocol):
         super().__init__(Handler(), config, h2_config)
         self.link = link
         self.closed = asyncio.Event()
-        self._allowed_bytes = float(_RECEIVED_BURST_BYTES)
-        self._received_s = time.monotonic()
+        self._allowed_bytes = TokenBucket(_RECEIVED_BYTES_PER_S, _RECEIVED_BURST_BYTES, time.monotonic())
+        self._sends_too_much = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -178,13 +180,10 @@ class _LinkProtocol(H2Protocol):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _TCP_KEEPALIVE_PROBES)
 
     def data_received(self, data: bytes) -> None:
-        now_s = time.monotonic()
-        earned = (now_s - self._received_s) * _RECEIVED_BYTES_PER_S
-        self._allowed_bytes = min(_RECEIVED_BURST_BYTES, self._allowed_bytes + earned) - len(data)
-        self._received_s = now_s
-        if self._allowed_bytes >= 0:
+        if self._allowed_bytes.take(time.monotonic(), len(data)):
             super().data_received(data)
             return
+        self._sends_too_much = True
         self.transport.abort()  # of which connection_lost tells
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -192,7 +191,7 @@ class _LinkProtocol(H2Protocol):
         timer = self.connection._close_by_ping_handler
         if timer is not None and timer.when() <= asyncio.get_running_loop().time():
             reason = "no answer to a keepalive PING"
-        elif self._allowed_bytes < 0:
+        elif self._sends_too_much:
             reason = _TOO_MUCH
         else:
             reason = "closed by the scheduler" if exc is None else describe(exc)

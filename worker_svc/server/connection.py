@@ -23,9 +23,10 @@ from worker_svc.server.admission import Place
 from worker_svc.server.call import Call, refusal
 from worker_svc.server.heads import Head, Malformed, Refused, read_head
 from worker_svc.server.http2 import Http2, Http2Error
-from worker_svc.server.rates import ReceiveBudget, RequestRates, TokenBucket
+from worker_svc.server.rates import ReceiveBudget, RequestRates
 from worker_svc.server.sending import SendBudget, Sending
 from worker_svc.server.turns import Turns
+from worker_svc.token_bucket import TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

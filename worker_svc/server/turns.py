@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from worker_svc.server.rates import TokenBucket
+from worker_svc.token_bucket import TokenBucket
 
 # The part of the loop's time, and how much of it at once: some ten calls, or ten connections.
 _SHARE: Final = 0.2

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -17,12 +17,13 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from worker_svc.config import LogConfig
-from worker_svc.job import Unavailable
+from worker_svc.job import Transition, Unavailable
 from worker_svc.masking import MASK, Masker
 from worker_svc.printable import printable
 from worker_svc.telemetry.file import LogFile
 from worker_svc.telemetry.transitions import TransitionLog, fields_of
 from worker_svc.telemetry.writer import HELD_MAX_BYTES, LogWriter
+from worker_svc.token_bucket import TokenBucket
 
 __all__ = ["Audit", "Log", "TransitionLog", "fields_of", "set_up_log"]
 
@@ -61,7 +62,9 @@ class Log:
         self._transitions: TransitionLog | None = None
         self._level = max(level, logging.WARNING)
 
-    def transitions(self, state_dir: Path, worker_id: str, read: Any, latest: int) -> TransitionLog:
+    def transitions(
+        self, state_dir: Path, worker_id: str, read: Callable[[int, int], Sequence[Transition]], latest: int
+    ) -> TransitionLog:
         """See TransitionLog. Closed with the log."""
         self._transitions = TransitionLog(self.events, self._lines, self.writer, state_dir, worker_id, read, latest)
         return self._transitions
@@ -95,8 +98,7 @@ class Audit:
         self._lines = lines
         self._writer = writer
         self._when_unwritable = when_unwritable
-        self._strangers, self._at_s = _STRANGERS_BURST, time.monotonic()
-        """How many lines of strangers may be written now, and when that was so."""
+        self._strangers = TokenBucket(_STRANGERS_PER_S, _STRANGERS_BURST, time.monotonic())
         self._left_out = 0
         self._last = 0
 
@@ -114,11 +116,7 @@ class Audit:
 
     def stranger(self, **fields: object) -> None:
         """As `not_allowed`, for callers without a role: anybody can make such lines, so only so many are written."""
-        now_s = time.monotonic()
-        self._strangers = min(_STRANGERS_BURST, self._strangers + (now_s - self._at_s) * _STRANGERS_PER_S)
-        self._at_s = now_s
-        if self._strangers >= 1:
-            self._strangers -= 1
+        if self._strangers.take(time.monotonic()):
             self.not_allowed(**fields)
             return
         if not self._left_out:

@@ -12,10 +12,11 @@ from typing import Any, Final
 from structlog.typing import FilteringBoundLogger
 
 from worker_svc.job import JobState, Outcome, Transition, signal_name
-from worker_svc.telemetry.cursor import LINES_MAX, Cursor
+from worker_svc.telemetry.cursor import Cursor
 from worker_svc.telemetry.writer import Lines, LogWriter
 
-# Made at once, some 2 ms: others get their turn in between, also where the log is far behind.
+# Made at once, some 2 ms: others get their turn in between, also where the log is far behind. The cursor has room for
+# LINES_MAX.
 _PAGE: Final = 32
 _RETRY_S: Final = 1.0
 
@@ -56,17 +57,12 @@ class TransitionLog:
         self._in_flight = 0
         self.sequence = self._cursor.sequence
         """The last transition that was logged."""
-        self._fresh: list[Transition] = []
-        """Read already by who watches, and not yet logged."""
         self._rung = asyncio.Event()
         self._rung.set()
         self._is_caught_up = asyncio.Event()
 
     def add(self, batch: Sequence[Transition]) -> None:
-        """The next ones. Where the log is far behind they are read again when their turn comes."""
-        follows = not self._fresh or batch[0].sequence == self._fresh[-1].sequence + 1
-        if follows and len(self._fresh) + len(batch) <= LINES_MAX:
-            self._fresh += batch
+        """These are there to be read."""
         self._latest = max(self._latest, batch[-1].sequence)
         self._is_caught_up.clear()
         self._rung.set()
@@ -79,7 +75,7 @@ class TransitionLog:
             self._rung.clear()
             while self.sequence < self._latest:
                 try:
-                    batch = self._next()
+                    batch = self._read(self.sequence, _PAGE)
                 except sqlite3.Error as error:
                     if not is_told:
                         self._log.warning("log.transitions_unread", reason=str(error), retry_in_s=_RETRY_S)
@@ -95,13 +91,6 @@ class TransitionLog:
         if not (self._writer.problem or self._writer.is_stalled):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._is_caught_up.wait(), timeout_s)
-
-    def _next(self) -> Sequence[Transition]:
-        fresh = [moved for moved in self._fresh if moved.sequence > self.sequence]
-        if fresh and fresh[0].sequence > self.sequence + 1:
-            return self._read(self.sequence, _PAGE)
-        batch, self._fresh = fresh[:_PAGE], fresh[_PAGE:]
-        return batch or self._read(self.sequence, _PAGE)
 
     async def _write(self, batch: Sequence[Transition]) -> None:
         first = batch[0].sequence if batch else self._latest + 1
