@@ -107,13 +107,14 @@ def with_clock(tmp_path: Path, now_ns: str) -> SupervisorProcess:
     return with_code(tmp_path, f"real_ns = time.time_ns\ntime.time_ns = lambda: {now_ns}")
 
 
-_FAILS_FOR_BAD = """
+_IS_BAD = 'getattr(getattr(one, "job", one), "job_id", "") == "bad"'
+_FAILS_FOR_BAD = f"""
 import importlib
 def fail(module, name, method):
     kind = getattr(importlib.import_module("worker_svc.supervisor." + module), name)
     real = getattr(kind, method)
     def odd(self, *args, **named):
-        if any(getattr(one, "job_id", "") == "bad" for one in args):
+        if any({_IS_BAD} for one in (self, *args)):
             raise LookupError("as no job of ours does")
         return real(self, *args, **named)
     setattr(kind, method, odd)
@@ -123,9 +124,9 @@ def fail(module, name, method):
 @pytest.mark.parametrize(
     "where, outcome",
     [
-        (("jobs", "Jobs", "_prepare"), Outcome.START_FAILED),
-        (("jobs", "Jobs", "watch"), Outcome.LOST),
-        (("endings", "Endings", "on_exit"), Outcome.LOST),
+        (("life.starting", "Starting", "_prepare"), Outcome.START_FAILED),
+        (("life.process", "Process", "watch"), Outcome.LOST),
+        (("life.process", "Process", "on_pidfd"), Outcome.LOST),
         (("containment", "Containment", "usage"), Outcome.LOST),
         (("ledger", "Ledger", "_write"), Outcome.LOST),
     ],
@@ -134,7 +135,7 @@ def fail(module, name, method):
 def test_a_fault_with_one_job_ends_that_job(tmp_path: Path, where: tuple[str, str, str], outcome: Outcome) -> None:
     code = f"{_FAILS_FOR_BAD}\nfail{where!r}"
     if where[-1] == "_write":  # of all that is recorded of it, how its process came to be
-        code = code.replace('"job_id", "") == "bad"', '"changes", {}).get("pid") and one.job.job_id == "bad"')
+        code = code.replace(_IS_BAD, 'getattr(one, "changes", {}).get("pid") and one.job.job_id == "bad"')
     supervisor = with_code(tmp_path, code)
     with supervisor:
         supervisor.run("other", programs.until_exists(tmp_path / "go", 3))

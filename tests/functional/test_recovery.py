@@ -15,18 +15,19 @@ import pytest
 
 from tests.support import programs
 from tests.support.programs import is_alive
+from tests.support.stages import in_state
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, SupervisorProcess, start_fields
 from worker_svc.job import Event, JobSpec, JobState, Outcome
 from worker_svc.linux import failpoints
 from worker_svc.record.store import STORE_NAME, JobStore
-from worker_svc.supervisor import adoption
 from worker_svc.supervisor.ledger import Ledger
-from worker_svc.supervisor.livejob import LiveJob
+from worker_svc.supervisor.life import adoption
+from worker_svc.supervisor.life.job import Ask, Job, Terms
+from worker_svc.supervisor.life.moves import Moves
+from worker_svc.supervisor.life.process import Process
+from worker_svc.supervisor.life.running import Running
 from worker_svc.supervisor.spawn import start_ticks_of
-from worker_svc.supervisor.stops import Stops
-from worker_svc.supervisor.timers import Timers
-from worker_svc.supervisor.transitions import Transitions
 
 # Leaves a process behind in a session of its own, which has executed another program.
 LEAVES_SESSION = ["sh", "-c", "setsid sleep 999 & exit 3"]
@@ -252,22 +253,22 @@ def test_a_stop_is_on_record_before_the_signal(tmp_path: Path) -> None:
     """Else what it brings about would, after a crash, be taken for the job's own end."""
     store = JobStore(str(tmp_path))
     ledger = Ledger(store)
-    transitions = Transitions(ledger)
-    containment = Mock()
-    stops = Stops(transitions, Timers(Mock()), containment, *[Mock()] * 4)
-    job = LiveJob("j", "", 0)
+    moves = Moves(ledger)
+    job, containment = Job("j", "", 0), Mock()
+    house = Mock(ledger=ledger, moves=moves, containment=containment)
     ledger.add(job, JobSpec("true"), b"")
-    for event in (Event.LAUNCH, Event.SPAWNED):
-        transitions.move(job, event)
-    job.container = Mock()
-    stops.stop(job, grace_s=0.0)
+    container = Mock(pid=7, pidfd=-1)
+    running = Running(Process(house, job, Terms(stop_signal=signal.SIGTERM), container, 0))
+    moves.move(job, Event.LAUNCH, in_state(JobState.STARTING))
+    moves.move(job, Event.SPAWNED, running)
+    job.now.stop(Ask(grace_s=0.0))
     containment.signal.assert_not_called()
     containment.kill.assert_not_called()
     assert ledger.commit(Mock())
     for effect in ledger.take_urgent():
         effect()
-    containment.signal.assert_called_once_with(job.container, job.stop_signal, wakes=True)
-    containment.kill.assert_called_once_with(job.container)
+    containment.signal.assert_called_once_with(container, signal.SIGTERM, wakes=True)
+    containment.kill.assert_called_once_with(container)
     store.close()
 
 

@@ -21,7 +21,7 @@ from worker_svc.job import JobState as State
 from worker_svc.reading import LongReads
 from worker_svc.record.store import STORE_NAME, JobStore, StoreReader
 from worker_svc.supervisor.ledger import Ledger
-from worker_svc.supervisor.livejob import LiveJob
+from worker_svc.supervisor.life.job import Job
 
 _REASON = "the store cannot be read now: "
 
@@ -79,7 +79,7 @@ def test_a_job_that_cannot_be_recorded(one_job: JobStore, pragma: str, refused: 
     """A full disk is told from one that fails."""
     ledger = Ledger(one_job)
     one_job._db.execute(f"PRAGMA {pragma}")
-    ledger.add(LiveJob("k", "", 1, ""), JobSpec("true", "x" * 100_000), b"")
+    ledger.add(Job("k", "", 1, ""), JobSpec("true", "x" * 100_000), b"")
     assert not ledger.commit(Mock())
     assert type(ledger.refusal()) is refused
     assert ledger.failure in str(ledger.refusal())

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from tests.support.stages import in_state
 from worker_svc.job import Event, JobSpec, JobState, Outcome, Transition
 from worker_svc.record.store import JobStore, StoreReader
 from worker_svc.supervisor.ledger import Ledger
-from worker_svc.supervisor.livejob import LiveJob
-from worker_svc.supervisor.transitions import Transitions
+from worker_svc.supervisor.life.job import FINISHED, Job
+from worker_svc.supervisor.life.moves import Moves
 
 
 class Book:
@@ -22,22 +23,22 @@ class Book:
         self.path = path
         self.store = JobStore(str(path))
         self.ledger = Ledger(self.store)
-        self.transitions = Transitions(self.ledger)
+        self.moves = Moves(self.ledger)
         self.given_up: dict[str, tuple[Exception, bool]] = {}
 
-    def add(self, job_id: str) -> LiveJob:
-        job = LiveJob(job_id, "", 1)
+    def add(self, job_id: str) -> Job:
+        job = Job(job_id, "", 1)
         self.ledger.add(job, JobSpec("true"), b"")
-        self.transitions.move(job, Event.LAUNCH)
+        self.moves.move(job, Event.LAUNCH, in_state(JobState.STARTING))
         return job
 
     def commit(self) -> bool:
         return self.ledger.commit(self._give_up)
 
-    def _give_up(self, job: LiveJob, error: Exception, is_new: bool) -> None:
+    def _give_up(self, job: Job, error: Exception, is_new: bool) -> None:
         self.given_up[job.job_id] = error, is_new
         if not is_new:
-            self.transitions.end_otherwise(job, "lost: it cannot be recorded")
+            self.moves.end_otherwise(job, "lost: it cannot be recorded")
 
 
 @pytest.fixture
@@ -50,8 +51,8 @@ def book(tmp_path: Path) -> Book:
 def test_what_can_never_be_written_of_one_job_ends_that_job_alone(book: Book, value: Any) -> None:
     good, bad = book.add("good"), book.add("bad")
     assert book.commit()
-    book.transitions.move(bad, Event.SPAWNED, changes={"pid": value})
-    book.transitions.move(good, Event.SPAWNED, changes={"pid": 7})
+    book.moves.move(bad, Event.SPAWNED, in_state(JobState.RUNNING), changes={"pid": value})
+    book.moves.move(good, Event.SPAWNED, in_state(JobState.RUNNING), changes={"pid": 7})
     assert book.commit()
     assert not book.ledger.is_behind
     assert list(book.given_up) == ["bad"]
@@ -80,7 +81,7 @@ def test_a_job_whose_end_cannot_be_recorded_either_holds_up_nobody(book: Book) -
     bad, good = book.add("bad"), book.add("good")
     assert book.commit()
     book.ledger.annotate(bad, {"pid": object()})
-    book.transitions.move(good, Event.SPAWNED)
+    book.moves.move(good, Event.SPAWNED, in_state(JobState.RUNNING))
     assert book.ledger.commit(lambda job, *_: book.ledger.annotate(job, {"pid": object()}))
     assert not book.ledger.is_behind
     kept = book.store.get("good")
@@ -113,7 +114,7 @@ def test_when_the_disk_is_at_fault_everything_waits(book: Book) -> None:
 def test_what_is_odd_is_stored_as_near_as_can_be(book: Book, value: Any, kept: Any) -> None:
     job = book.add("j")
     column = "reason" if isinstance(value, str) else "finished_ns"
-    book.transitions.move(job, Event.SPAWN_FAILED, changes={column: value}, reason=str(value))
+    book.moves.move(job, Event.SPAWN_FAILED, FINISHED, changes={column: value}, reason=str(value))
     assert book.commit()
     assert not book.given_up
     record = book.store.get("j")

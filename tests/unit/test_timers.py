@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import weakref
+from unittest.mock import Mock
 
 import pytest
 
-from worker_svc.job import JobState
-from worker_svc.supervisor.livejob import LiveJob
+from tests.support.stages import in_state
+from worker_svc.job import Event, JobState
+from worker_svc.supervisor.life.job import FINISHED, Job
+from worker_svc.supervisor.life.moves import Moves
 from worker_svc.supervisor.timers import Timers, is_passing
 
 
@@ -31,10 +34,10 @@ def test_what_may_pass(error: Exception, passes: bool) -> None:
 
 @pytest.mark.parametrize("passes", [True, False])
 def test_a_call_that_failed_is_made_again_if_its_trouble_may_pass(passes: bool) -> None:
-    job, error = LiveJob("j", "", 0), OSError(errno.EMFILE, "")
-    heard: list[tuple[Exception, LiveJob | None]] = []
+    job, error = Job("j", "", 0), OSError(errno.EMFILE, "")
+    heard: list[tuple[Exception, Job | None]] = []
 
-    def hear(error: Exception, job: LiveJob | None) -> bool:
+    def hear(error: Exception, job: Job | None) -> bool:
         heard.append((error, job))
         return passes
 
@@ -55,10 +58,11 @@ def test_timers_of_finished_jobs_do_not_pile_up() -> None:
             raise AssertionError("it is not due")
 
     timers, kept = Timers(lambda error, job: False), weakref.WeakSet[Fire]()
+    moves = Moves(Mock())
     for number in range(10_000):
-        job, fire = LiveJob(str(number), "", 0), Fire()
+        job, fire = Job(str(number), "", 0), Fire()
         kept.add(fire)
-        job.state = JobState.RUNNING
+        moves.put_back(job, in_state(JobState.RUNNING))
         timers.after(86400.0, fire, job)
-        job.state = JobState.FINISHED
+        moves.move(job, Event.EXIT, FINISHED)
     assert len(kept) < 1000

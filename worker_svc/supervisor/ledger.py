@@ -16,24 +16,24 @@ from worker_svc.job import JobError, JobSpec, ResourceExhausted, Transition, Una
 from worker_svc.record.store import JobStore
 from worker_svc.supervisor import disk_reserve
 from worker_svc.supervisor.journal import note
-from worker_svc.supervisor.livejob import LiveJob
+from worker_svc.supervisor.life.job import Job
 
 
 class _Add(NamedTuple):
-    job: LiveJob
+    job: Job
     spec: JobSpec
     stdin: bytes
     text: str
 
 
 class _Move(NamedTuple):
-    job: LiveJob
+    job: Job
     moved: Transition
     changes: dict[str, Any]
 
 
 class _Annotate(NamedTuple):
-    job: LiveJob
+    job: Job
     changes: dict[str, Any]
 
 
@@ -48,7 +48,7 @@ class _DropEvents(NamedTuple):
 
 _Entry: TypeAlias = _Add | _Move | _Annotate | _Delete | _DropEvents
 
-GiveUp: TypeAlias = Callable[[LiveJob, Exception, bool], None]
+GiveUp: TypeAlias = Callable[[Job, Exception, bool], None]
 
 # The kinds of sqlite3.Error for which the values are at fault; for all others it is the disk, and they may pass.
 _FAULTS_OF_DATA: Final = (sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.IntegrityError, sqlite3.DataError)
@@ -64,14 +64,14 @@ class Ledger:
         """Why the last commit failed; empty after one that succeeded."""
         self._is_full = False
 
-    def add(self, job: LiveJob, spec: JobSpec, stdin: bytes, text: str = "") -> None:
+    def add(self, job: Job, spec: JobSpec, stdin: bytes, text: str = "") -> None:
         """`text` is the spec's, where it is at hand."""
         self._pending.append(_Add(job, spec, stdin, text))
 
-    def move(self, job: LiveJob, moved: Transition, changes: dict[str, Any]) -> None:
+    def move(self, job: Job, moved: Transition, changes: dict[str, Any]) -> None:
         self._pending.append(_Move(job, moved, changes))
 
-    def annotate(self, job: LiveJob, changes: dict[str, Any]) -> None:
+    def annotate(self, job: Job, changes: dict[str, Any]) -> None:
         """Changes columns of a job without a move."""
         self._pending.append(_Annotate(job, changes))
 
@@ -147,7 +147,7 @@ class Ledger:
         urgent, self._urgent = self._urgent, []
         return urgent
 
-    def take_back_new(self) -> list[LiveJob]:
+    def take_back_new(self) -> list[Job]:
         """Forgets the jobs whose acceptance is not on disk, and all their moves. Returns them."""
         new = [entry.job for entry in self._pending if isinstance(entry, _Add)]
         gone = set(map(id, new))

@@ -24,12 +24,12 @@ from worker_svc.record import statedir
 from worker_svc.record.store import JobStore
 from worker_svc.supervisor.connections import Connection, Key, listen, refusal
 from worker_svc.supervisor.containment import Containment
-from worker_svc.supervisor.jobs import Jobs
 from worker_svc.supervisor.journal import note, use_log
 from worker_svc.supervisor.ledger import Ledger
-from worker_svc.supervisor.livejob import LiveJob
+from worker_svc.supervisor.life.job import Job
+from worker_svc.supervisor.life.jobs import Jobs
+from worker_svc.supervisor.life.recovery import recover
 from worker_svc.supervisor.mailbox import Mailbox
-from worker_svc.supervisor.recovery import recover
 from worker_svc.supervisor.requests import Requests
 from worker_svc.supervisor.timers import Timers, is_passing
 
@@ -84,13 +84,13 @@ class Supervisor:
         self._handlers: dict[int, Callable[[], None]] = {
             signals: self._on_signal,
             mailbox.bell: mailbox.open,
-            containment.events_fd: self._jobs.endings.on_tree_events,
+            containment.events_fd: self._jobs.remains.on_tree_events,
             self._jobs.outputs.news_fd: self._jobs.outputs.take_news,
         }
         for fd in self._handlers:
             self._epoll.register(fd, select.EPOLLIN)
         self._listen()
-        recover(self._jobs, store, owns_processes=owns_processes)
+        recover(self._jobs, owns_processes=owns_processes)
         self._settle()
 
     def run(self) -> None:
@@ -114,18 +114,18 @@ class Supervisor:
 
     def _turn(self) -> None:
         for fd, events in self._epoll.poll(self._patience_s()):
-            job = self._jobs.with_pidfd(fd)
+            process = self._jobs.by_pidfd.get(fd)
             try:
                 self._on_ready(fd, events)
             except Exception as error:
-                if not self._on_trouble(error, job) and fd in self._connections:
+                if not self._on_trouble(error, process.job if process else None) and fd in self._connections:
                     self._connections.pop(fd).close()  # the worker connects again, and asks again what it may
                 time.sleep(_TROUBLE_PAUSE_S)  # it will be reported again, at once and until it can be dealt with
         self._timers.fire_due()
         self._timers.attempt(partial(self._jobs.retention.step, self._jobs.settings))
         self._settle()
 
-    def _on_trouble(self, error: Exception, job: LiveJob | None = None) -> bool:
+    def _on_trouble(self, error: Exception, job: Job | None = None) -> bool:
         """True: the machine has no more of something, which may pass. Else it is a fault of ours, which ends the job
         that it came with, and neither the others nor the loop."""
         if is_passing(error):
@@ -151,9 +151,9 @@ class Supervisor:
             self._noted_trouble, self._noted_trouble_s = (event, reason), now_s
 
     def _on_ready(self, fd: int, events: int) -> None:
-        job = self._jobs.with_pidfd(fd)
-        if job is not None:
-            self._jobs.endings.on_exit(job, events)
+        process = self._jobs.by_pidfd.get(fd)
+        if process is not None:
+            process.on_pidfd(events)
         elif fd in self._handlers:
             self._handlers[fd]()
         elif fd in self._connections:
@@ -218,7 +218,7 @@ class Supervisor:
         return not self._has_work() and not self._connections
 
     def _has_work(self) -> bool:
-        return bool(self._jobs) or bool(self._jobs.endings) or self._ledger.is_behind
+        return bool(self._jobs) or bool(self._jobs.remains) or self._ledger.is_behind
 
     def _is_done(self) -> bool:
         if self._requests.is_shutting_down or self._is_asked_to_leave:
@@ -228,7 +228,7 @@ class Supervisor:
     def _on_signal(self) -> None:
         numbers = os.read(self._signals, 4096)
         if signal.SIGCHLD in numbers:
-            self._timers.attempt(self._jobs.endings.on_child_died)
+            self._timers.attempt(self._jobs.remains.on_child_died)
         if signal.SIGHUP in numbers:
             self._mend()
         if signal.SIGTERM in numbers and not self._is_asked_to_leave:

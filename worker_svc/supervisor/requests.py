@@ -32,10 +32,12 @@ from worker_svc.job import (
 from worker_svc.linux.clocks import wall_ns
 from worker_svc.record.store import JobStore
 from worker_svc.supervisor.connections import Connection, Key
-from worker_svc.supervisor.jobs import Jobs
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.ledger import Ledger
-from worker_svc.supervisor.livejob import LiveJob
+from worker_svc.supervisor.life.job import Ask, Job
+from worker_svc.supervisor.life.jobs import Jobs
+from worker_svc.supervisor.life.running import Alive, Running
+from worker_svc.supervisor.life.starting import Queued
 from worker_svc.supervisor.settings import Settings
 from worker_svc.supervisor.spec_check import check_spec
 
@@ -141,8 +143,8 @@ class Requests:
         live = self._jobs.get(job_id)
         if live is not None:
             _check_same((owner, fingerprint), (live.owner, live.fingerprint))
-            if live.state is JobState.QUEUED and not live.secrets:  # lost with an earlier supervisor
-                live.secrets = _secrets_of(frame)
+            if isinstance(live.now, Queued) and not live.now.secrets:  # lost with an earlier supervisor
+                live.now.secrets = _secrets_of(frame)
             self._join(live, connection, request)
             return
         # An id the worker has just made up cannot be on record.
@@ -165,12 +167,11 @@ class Requests:
         stdin, secrets = rest[: spec.stdin_size_bytes], rest[spec.stdin_size_bytes :]
         if [*SecretEnv.unpack(secrets)] != [*spec.secret_env]:
             raise InvalidArgument("secret_env", "its values are not those of its names")
-        job = LiveJob(job_id, fingerprint, wall_ns(), owner)
-        job.secrets = secrets
+        job = Job(job_id, fingerprint, wall_ns(), owner)
         job.waiting = [(connection, request, False)]
-        self._jobs.accept(job, spec, stdin, text)
+        self._jobs.accept(job, spec, stdin, secrets, text)
 
-    def _join(self, job: LiveJob, connection: Connection, request: int) -> None:
+    def _join(self, job: Job, connection: Connection, request: int) -> None:
         if job.waiting is not None:
             job.waiting.append((connection, request, True))
         else:
@@ -181,43 +182,42 @@ class Requests:
         if job is None:
             self._on_record(frame.header["id"])
         elif job.state is not JobState.FINISHED:
-            number, grace_s = _signal_of(frame.header), _grace_of(frame.header)
-            self._jobs.stops.stop(job, number, grace_s)
+            job.now.stop(Ask(_signal_of(frame.header), _grace_of(frame.header)))
         self._ledger.then(partial(connection.send, {"r": request, "ok": {}}))
 
     def _signal(self, connection: Connection, request: int, frame: frames.Frame) -> None:
         job = self._jobs.get(frame.header["id"])
         state = job.state if job else self._on_record(frame.header["id"]).state
-        if job is None or state not in (JobState.RUNNING, JobState.STOPPING):
+        if job is None or not isinstance(job.now, Alive):
             raise PreconditionFailed(f"the job is {state.name}: only a running one can be signalled")
         number = _signal_of(frame.header)
         if number is None:
             raise InvalidArgument("signal", "must not be empty")
-        if job.paused and number == signal.SIGCONT:
+        if job.now.paused and number == signal.SIGCONT:
             raise PreconditionFailed(
                 "the job is paused: ResumeJob lets it go on, SIGCONT would behind the record's back"
             )
-        self._jobs.stops.signal(job, number)
+        job.now.process.signal(number)
         connection.send({"r": request, "ok": {}})
 
     def _pause(self, connection: Connection, request: int, frame: frames.Frame) -> None:
-        job = self._running(frame.header["id"], "paused")
-        if not job.paused:
-            self._jobs.stops.pause(job)
+        running = self._running(frame.header["id"], "paused")
+        if not running.paused:
+            running.pause()
         self._ledger.then(partial(connection.send, {"r": request, "ok": {}}))
 
     def _resume(self, connection: Connection, request: int, frame: frames.Frame) -> None:
-        job = self._running(frame.header["id"], "resumed")
-        if job.paused:
-            self._jobs.stops.resume(job)
+        running = self._running(frame.header["id"], "resumed")
+        if running.paused:
+            running.resume()
         self._ledger.then(partial(connection.send, {"r": request, "ok": {}}))
 
-    def _running(self, job_id: str, verb: str) -> LiveJob:
+    def _running(self, job_id: str, verb: str) -> Running:
         job = self._jobs.get(job_id)
         state = job.state if job else self._on_record(job_id).state
-        if job is None or state is not JobState.RUNNING:
+        if job is None or not isinstance(job.now, Running):
             raise PreconditionFailed(f"the job is {state.name}: only a running one can be {verb}")
-        return job
+        return job.now
 
     def _delete(self, connection: Connection, request: int, frame: frames.Frame) -> None:
         job_id = frame.header["id"]

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from worker_svc.job import DURATION_MAX_S, JobState
 from worker_svc.linux.clocks import NS_PER_S
-from worker_svc.supervisor.livejob import LiveJob
+from worker_svc.supervisor.life.job import Job
 
 _SWEEP_FROM: Final = 256
 _RETRY_S: Final = 0.25
@@ -22,18 +22,18 @@ class _Timer(NamedTuple):
     due_ns: int
     order: int
     fire: Callable[[], None]
-    job: LiveJob | None
+    job: Job | None
 
 
 class Timers:
-    def __init__(self, on_trouble: Callable[[Exception, LiveJob | None], bool]) -> None:
+    def __init__(self, on_trouble: Callable[[Exception, Job | None], bool]) -> None:
         """`on_trouble` hears what a call raised, and which job it is about; true: make it again later."""
         self._on_trouble = on_trouble
         self._heap: list[_Timer] = []
         self._order = 0
         self._sweep_at = _SWEEP_FROM
 
-    def after(self, delay_s: float, fire: Callable[[], None], job: LiveJob | None = None) -> None:
+    def after(self, delay_s: float, fire: Callable[[], None], job: Job | None = None) -> None:
         """`job`: once it is finished, there is no need to call."""
         if len(self._heap) >= self._sweep_at:
             self._sweep()
@@ -56,7 +56,7 @@ class Timers:
             timer = heapq.heappop(self._heap)
             self.attempt(timer.fire, timer.job)
 
-    def attempt(self, call: Callable[[], None], job: LiveJob | None = None) -> None:
+    def attempt(self, call: Callable[[], None], job: Job | None = None) -> None:
         """Makes a call, and makes it again later if the machine was out of something. It raises nothing: whatever goes
         wrong for one job must not keep the loop from the others."""
         try:

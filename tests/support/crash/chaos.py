@@ -22,7 +22,7 @@ from tests.support.programs import children_of
 from tests.support.workers import Worker
 from worker_svc import JobError, WorkerClient
 from worker_svc.linux import failpoints
-from worker_svc.supervisor.adoption import open_pidfd
+from worker_svc.supervisor.life.adoption import open_pidfd
 from worker_svc.supervisor.spawn import start_ticks_of
 
 # Point → at which pass at the latest.

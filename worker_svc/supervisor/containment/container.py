@@ -24,6 +24,7 @@ class Container:
     __slots__ = (
         "cgroup_fd",
         "events_fd",
+        "has_exited",
         "is_child",
         "job_id",
         "known",
@@ -52,6 +53,8 @@ class Container:
         self.pidfd = -1
         """The leader's, lent by the caller until `leader_gone`."""
         self.start_ticks = 0
+        self.has_exited = False
+        """Whether the leader was seen to have exited."""
         self.is_child = True
         """Whether the leader is (or will be) a child of ours, not of an earlier supervisor's."""
         self.events_fd = -1

@@ -58,6 +58,8 @@ class Containment:
                 if level == CGROUP:
                     raise ContainmentError("", self.reason) from error
         self.level = SUBREAPER if self._groups is None else CGROUP
+        self._earlier = self._names_by_job()
+        """The groups that an earlier supervisor left, until their jobs are adopted: there may be thousands."""
         self.kinship = Kinship(os.getpid(), state_id, self._groups.base.proc_path if self._groups else "")
         subreaper.set_child_subreaper()
 
@@ -161,11 +163,15 @@ class Containment:
         """The leader of an adopted job was found; the pidfd stays the caller's, as in `started`."""
         container.pid, container.pidfd, container.start_ticks = pid, pidfd, start_ticks
 
+    def _names_by_job(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in self._groups.names() if self._groups else ():
+            found.setdefault(name.removeprefix(NAME_PREFIX).partition(_AGAIN)[0], []).append(name)
+        return found
+
     def _existing_group(self, job_id: str) -> str:
-        first = f"{NAME_PREFIX}{job_id}"
-        names = [name for name in self._groups.names() if name.split(_AGAIN)[0] == first] if self._groups else []
         # The last one made is the job's; the others are what jobs of the same id left.
-        names.sort(key=lambda name: int(name.partition(_AGAIN)[2] or 0))
+        names = sorted(self._earlier.pop(job_id, ()), key=lambda name: int(name.partition(_AGAIN)[2] or 0))
         for name in names[:-1]:
             self._keep_leftover(name)
         return names[-1] if names else ""
@@ -175,9 +181,7 @@ class Containment:
         jobs were adopted, these are to be adopted and killed."""
         found = {job for job in self._sweep.marked_jobs() if self._marks.of(*job) not in self._containers}
         known = {container.job_id for container in self._containers.values()} | {job_id for job_id, _ in found}
-        names = self._groups.names() if self._groups else []
-        grouped = {name.removeprefix(NAME_PREFIX).split(_AGAIN)[0] for name in names}
-        return [*found, *((job_id, 0) for job_id in grouped - known)]
+        return [*found, *((job_id, 0) for job_id in self._names_by_job().keys() - known)]
 
     # Signals
 
@@ -349,8 +353,9 @@ class Containment:
     # The leader's end
 
     def has_exited(self, container: Container) -> bool:
-        """Whether the leader, our child, has exited and is not reaped."""
-        return signals.has_exited(container.pid)
+        """Whether the leader, our child, has exited; it is asked for until it has."""
+        container.has_exited = container.has_exited or signals.has_exited(container.pid)
+        return container.has_exited
 
     def take_exit(self, container: Container) -> Exit | None:
         """Reaps the leader, our child: `kill` first, since till then its number is safely the job's. None: it lives."""
@@ -366,16 +371,17 @@ class Containment:
 
     # Cleanup
 
-    def usage(self, container: Container) -> Usage:
-        """What the whole tree has used up to now; all None without a cgroup, where wait4(2) tells the leader's."""
-        return self._groups.usage(container.name) if self._groups and container.name else Usage()
+    def usage(self, container: Container, *, oom_kills: bool = True) -> Usage:
+        """What the whole tree has used up to now; all None without a cgroup, where wait4(2) tells the leader's.
+        `oom_kills`: these too, which cost a file more. Raises OSError."""
+        return self._groups.usage(container.name, oom_kills) if self._groups and container.name else Usage()
 
     def remove(self, container: Container) -> bool:
         """Lets go of the container, also of one whose spawn failed. False: its group could not be removed yet, being
         not empty; `tidy` does it later."""
         self._unwatch(container)
         self._close_cgroup_fd(container)
-        self._orphans.drop_leader(container)
+        self._orphans.starting.pop(container.number, None)  # of one whose spawn failed
         if self._containers.get(container.mark) is container:
             del self._containers[container.mark]
         if self._groups is None or not container.name or self._groups.remove(container.name):

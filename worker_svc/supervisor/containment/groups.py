@@ -189,7 +189,7 @@ class Groups:
             return False
         return True
 
-    def usage(self, name: str) -> Usage:
+    def usage(self, name: str, oom_kills: bool) -> Usage:
         cpu_us = _value(self._read(f"{name}/cpu.stat"), "usage_usec")
         if "memory" not in self._enabled:
             return Usage(None if cpu_us is None else cpu_us * 1000)
@@ -197,7 +197,7 @@ class Groups:
         return Usage(
             None if cpu_us is None else cpu_us * 1000,
             int(peak) if peak else None,
-            _value(self._read(f"{name}/memory.events"), "oom_kill"),
+            _value(self._read(f"{name}/memory.events"), "oom_kill") if oom_kills else None,
         )
 
     def remove(self, name: str) -> bool:

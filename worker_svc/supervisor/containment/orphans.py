@@ -37,6 +37,8 @@ _FEW: Final = 4
 # A job may leave us any number of orphans: the loop has other jobs to look after.
 _JUDGED_MAX: Final = 64
 _NAMED_MAX: Final = 8
+# waitid(2): only what is this thread's child. Orphans are the main thread's, leaders those of the spawner's threads.
+_WNOTHREAD: Final = 0x20000000
 _MARK: Final = MARK_VARIABLE.encode()
 
 
@@ -101,7 +103,6 @@ class Orphans:
         self._unclear.pop(pid, None)
 
     def drop_leader(self, container: Container) -> None:
-        self.starting.pop(container.number, None)
         if self._leaders.get(container.pid) is container:
             del self._leaders[container.pid]
 
@@ -259,7 +260,7 @@ class Orphans:
     def reap(self) -> None:
         """Reaps the dead ones."""
         try:
-            if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | _WNOTHREAD) is None:
                 return
         except ChildProcessError:
             return

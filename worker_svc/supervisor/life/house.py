@@ -1,0 +1,68 @@
+"""What the jobs of one supervisor share, whatever state they are in."""
+
+from __future__ import annotations
+
+import os
+import select
+from functools import partial
+from typing import TYPE_CHECKING
+
+from worker_svc.job import Limits
+from worker_svc.linux.clocks import boot_id
+from worker_svc.record.store import JobStore
+from worker_svc.supervisor.containment import Containment
+from worker_svc.supervisor.ledger import Ledger
+from worker_svc.supervisor.life.job import Job
+from worker_svc.supervisor.life.moves import Moves
+from worker_svc.supervisor.life.remains import Remains
+from worker_svc.supervisor.mailbox import Mailbox
+from worker_svc.supervisor.outputs import Outputs
+from worker_svc.supervisor.reserve import Reserve
+from worker_svc.supervisor.retention import Retention
+from worker_svc.supervisor.settings import Settings
+from worker_svc.supervisor.spawn import IMPLEMENTATION, Spawned, Spawner, SpawnFailed
+from worker_svc.supervisor.timers import Timers
+
+if TYPE_CHECKING:
+    from worker_svc.supervisor.life.process import Process
+    from worker_svc.supervisor.life.starting import Starting
+
+
+class House:
+    def __init__(
+        self,
+        state_dir: str,
+        store: JobStore,
+        ledger: Ledger,
+        epoll: select.epoll,
+        timers: Timers,
+        mailbox: Mailbox,
+        containment: Containment,
+        spawner: str,
+        inherited: Limits,
+    ) -> None:
+        """`inherited` is what jobs have of the limits that the supervisor changed for itself."""
+        self.state_dir = state_dir
+        self.hidden = os.path.realpath(state_dir)
+        self.boot_id = boot_id()
+        self.settings = Settings.from_store(store)
+        self.store = store
+        self.ledger = ledger
+        self.epoll = epoll
+        self.timers = timers
+        self.mailbox = mailbox
+        self.containment = containment
+        self.inherited = inherited
+        self.by_id: dict[str, Job] = {}
+        self.by_pidfd: dict[int, Process] = {}
+        """The processes whose exit the loop waits for."""
+        self.moves = Moves(ledger)
+        self.reserve = Reserve()
+        self.retention = Retention(state_dir, store, ledger)
+        self.remains = Remains(containment, timers, self.by_id)
+        self.spawner = Spawner(self._on_spawned, spawner or IMPLEMENTATION)
+        self.outputs = Outputs(state_dir, self.spawner.implementation, mailbox, ledger, self.moves)
+
+    def _on_spawned(self, starting: Starting, result: Spawned | SpawnFailed) -> None:
+        """In a spawner's thread."""
+        self.mailbox.post(partial(starting.on_spawned, result), starting.job)
