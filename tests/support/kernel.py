@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from worker_svc.job import Exit
-from worker_svc.supervisor import adoption
+from worker_svc.supervisor.life import adoption
 
 
 def tells_exit_of_strangers() -> bool:

@@ -13,7 +13,7 @@ from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.life import adoption
 from worker_svc.supervisor.life.finish import lose
 from worker_svc.supervisor.life.house import House
-from worker_svc.supervisor.life.job import Ask, Job, Output, Stage, Terms
+from worker_svc.supervisor.life.job import NO_TERMS, Ask, Job, Output, Stage, Terms
 from worker_svc.supervisor.life.jobs import Jobs
 from worker_svc.supervisor.life.process import Process
 from worker_svc.supervisor.life.running import Alive, Running, Stopping
@@ -24,14 +24,16 @@ from worker_svc.supervisor.spawn import Spawned
 class Recorded(Stage):
     """What the record tells of a job that was not looked for yet, in the state that it has there."""
 
-    __slots__ = ("container", "house", "job", "output", "paused", "pid", "state", "terms")
+    __slots__ = ("container", "house", "job", "output", "paused", "pid", "process", "state", "terms")
 
     def __init__(self, house: House, job: Job, row: LiveRow) -> None:
         self.house, self.job = house, job
         self.state = row.state
         self.pid, self.paused = row.pid, bool(row.paused)
         self.container: Container | None = None
+        self.process: Process | None = None
         self.output: Output | None = None
+        self.terms = NO_TERMS
 
     def give_up(self, reason: str) -> None:
         lose(self.house, self.job, reason)
@@ -84,6 +86,8 @@ def _adopt(jobs: Jobs, recorded: Recorded, row: LiveRow) -> None:
         _lose(jobs, recorded, recorded.container, "it ended while no supervisor was there")
         return
     container = jobs.containment.adopt(job.job_id, row.pid, pidfd, row.start_ticks, accepted_ns=job.accepted_ns)
+    recorded.container = container
+    recorded.process = Process(jobs, job, NO_TERMS, container, 0)  # should its spec not be readable
     terms = Terms.of(jobs.store.spec_of(job.ordinal))
     process = Process(jobs, job, terms, container, row.started_monotonic_ns)
     stage: Alive = (
