@@ -49,6 +49,7 @@ def test_a_plain_call(raw: RawClient) -> None:
         (replaced("content-type", "application/grpc+json"), 2, "content-type"),
         (without("te"), 2, "te: trailers"),
         (grpc_headers("/jobscheduler.Worker/Nothing"), 12, "there is no method"),
+        (grpc_headers("/" + "%" * 50_000), 12, "there is no method"),
         ([*grpc_headers(), ("grpc-timeout", "0")], 3, "grpc-timeout"),
         ([*grpc_headers(), ("grpc-timeout", "soon")], 3, "grpc-timeout"),
         ([*grpc_headers(), ("grpc-timeout", "123456789S")], 3, "grpc-timeout"),
@@ -73,6 +74,7 @@ def test_headers_that_are_refused(raw: RawClient, pairs: list[Any], status: int,
     raw.send(first, *rest)
     answer = raw.answer(1)
     assert (answer.status, words in answer.message.replace("%25", "%")) == (status, True), answer
+    assert len(answer.message) < 7000  # clients take no more than 8 KiB of trailers
     assert works(raw)
 
 

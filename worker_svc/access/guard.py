@@ -1,6 +1,6 @@
 """The one way into the service: who calls, whether its role may, and whether the job is its own; then the handler.
 
-Every RPC of the contract comes by here, those too that are yet to be written: what `access.RPCS` does not name is
+Every RPC of the contract comes by here, those too that are yet to be written: what `roles.RPCS` does not name is
 refused to all.
 """
 

@@ -15,7 +15,7 @@ from grpclib.metadata import Deadline, encode_grpc_message
 from grpclib.protocol import Peer
 from grpclib.server import Stream as GrpclibStream
 
-from worker_svc.job import InvalidArgument
+from worker_svc.job import InvalidArgument, error_message
 from worker_svc.server import http2
 from worker_svc.server.heads import Head
 from worker_svc.server.sending import OVERHEAD_BYTES
@@ -360,7 +360,7 @@ _FAULT: Final = "internal error: see the worker's log"
 
 def _trailers(status: Status, message: str | None) -> http2.Headers:
     code = (b"grpc-status", str(status.value).encode())
-    return (code, (b"grpc-message", encode_grpc_message(message).encode())) if message else (code,)
+    return (code, (b"grpc-message", encode_grpc_message(error_message(message)).encode())) if message else (code,)
 
 
 def refusal(status: Status, message: str, http_status: int) -> http2.Headers:
