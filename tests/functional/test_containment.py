@@ -9,7 +9,6 @@ import os
 import select
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +25,7 @@ from tests.support.contained import (
     run_until_up,
 )
 from tests.support.programs import LEAVES_CHILD, SLEEP, is_alive, open_fds, python
-from tests.support.waiting import PATIENCE_S, eventually_sync
+from tests.support.waiting import PATIENCE_S, eventually_sync, next_tick, stays
 from worker_svc.job.limits import OF_TREE
 from worker_svc.linux.processes import process
 from worker_svc.supervisor.containment import CGROUP, SUBREAPER, Containment, ContainmentError
@@ -66,7 +65,7 @@ def test_nothing_escapes_while_other_jobs_run_and_they_run_on(
 ) -> None:
     for _ in range(repeats):
         older = run_until_up(containment, ESCAPEES["double fork"], "older")
-        time.sleep(0.02)  # start times are in hundredths
+        next_tick()
         running = run_until_up(containment, ESCAPEES[name])
         newer = run_until_up(containment, SLEEP_UP, "newer")
         if name == "leader first":
@@ -102,14 +101,14 @@ def test_one_job_is_killed_and_the_others_run_on(containment: Containment) -> No
 def test_orphans_without_marks_are_ended_with_the_last_job_that_can_have_left_them(containment: Containment) -> None:
     """Both could be the orphan's origin, as far as /proc tells: a running job is never hurt by the other's end."""
     first = run_until_up(containment, SLEEP_UP, "first")
-    time.sleep(0.03)  # start times are in hundredths
+    next_tick()
     second = run_until_up(containment, ESCAPEES[DOUBTFUL], "second")
     kill(containment, second.container)
     is_doubtful = containment.level == SUBREAPER
     assert second.oracle.is_gone(0.0 if is_doubtful else PATIENCE_S) is not is_doubtful
     assert len(containment.doubtful(second.container)) == is_doubtful
     end(containment, second, is_gone=False)
-    time.sleep(0.03)
+    next_tick()
     third = run_until_up(containment, SLEEP_UP, "third")
     assert containment.doubtful(third.container) == []
     kill(containment, third.container)
@@ -123,7 +122,7 @@ def test_orphans_without_marks_are_ended_with_the_last_job_that_can_have_left_th
 def test_an_orphan_without_marks_holds_up_no_other_job(containment: Containment) -> None:
     """Once its own job is gone, a job that waits for its tree does not wait for it."""
     first = run_until_up(containment, SLEEP_UP, "first")
-    time.sleep(0.03)
+    next_tick()
     second = run_until_up(containment, ESCAPEES[DOUBTFUL], "second")
     kill(containment, second.container)
     end(containment, second, is_gone=False)
@@ -138,7 +137,7 @@ def test_an_orphan_without_marks_holds_up_no_other_job(containment: Containment)
 def test_a_process_that_was_seen_below_the_leader_stays_the_jobs(containment: Containment) -> None:
     """Whatever it turns itself into, and although others run that may have started it."""
     others = [run_until_up(containment, SLEEP_UP, "older")]
-    time.sleep(0.03)
+    next_tick()
     running = run_until_up(containment, apart(f"{LEAVE_CGROUP}; echo up; exec sleep 1000", "env -i", "wait; exit 4"))
     others.append(run_until_up(containment, SLEEP_UP, "newer"))
     containment.signal(running.container, signal.SIGTERM)
@@ -243,8 +242,7 @@ def test_freeze_stops_the_whole_tree_and_thaw_lets_it_go_on(containment: Contain
 
     def stands() -> bool:  # soon: SIGSTOP may be under way
         before = counts.stat().st_size
-        time.sleep(0.1)
-        return counts.stat().st_size == before
+        return stays(lambda: counts.stat().st_size == before, 0.1)
 
     eventually_sync(stands)
     frozen_at = counts.stat().st_size
@@ -265,7 +263,7 @@ def test_usage_is_the_whole_trees(containment: Containment) -> None:
         assert usage == (None, None, None)
     else:
         assert usage.cpu_ns is not None
-        assert 150_000_000 < usage.cpu_ns < 5_000_000_000
+        assert usage.cpu_ns > 150_000_000
     end(containment, running)
 
 
@@ -276,7 +274,7 @@ def test_a_fork_bomb_under_a_pids_limit(containment: Containment) -> None:
     bomb = ["sh", "-c", "echo up; f() { f | f & f; }; f"]
     for _ in range(REPEATS):
         running = run(containment, bomb, limits={"pids_max": 200})
-        time.sleep(0.2)
+        eventually_sync(lambda of=running.container: len(containment.survivors(of)) > 50)  # type: ignore[misc]
         kill(containment, running.container)
         assert running.oracle.is_gone(PATIENCE_S)
         end(containment, running)

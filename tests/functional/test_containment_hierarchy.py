@@ -17,7 +17,7 @@ from typing import Any, Final
 import pytest
 
 from tests.support.contained import contain, skip_unless, stop_being_subreaper
-from tests.support.waiting import eventually_sync
+from tests.support.waiting import PATIENCE_S, eventually_sync
 from worker_svc.job.limits import OF_TREE
 from worker_svc.supervisor.containment import CGROUP, hierarchy
 
@@ -61,7 +61,7 @@ def group() -> Iterator[Path]:
         with suppress(OSError):
             (path.parent / "cgroup.subtree_control").write_text(f"+{controller}")
     yield path
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + PATIENCE_S
     for folder in [*sorted((one for one in path.rglob("*") if one.is_dir()), reverse=True), path]:
         while folder.exists() and time.monotonic() < deadline_s:
             with suppress(OSError):

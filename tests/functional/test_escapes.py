@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-import time
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -14,15 +13,12 @@ import pytest
 
 from tests.support.contained import LEAVE_CGROUP, apart
 from tests.support.programs import SLEEP, is_alive
-from tests.support.waiting import eventually_sync
+from tests.support.waiting import eventually_sync, next_tick, stays
 from tests.support.workers import PATIENCE_S, Refused, SupervisorProcess
 from worker_svc.job import JobState, LeaderExit, Outcome
 from worker_svc.linux.processes import snapshot
 from worker_svc.record.store import STORE_NAME
 from worker_svc.supervisor.containment import SUBREAPER
-
-# Start times of processes are in hundredths of a second.
-TICK_S: Final = 0.02
 
 
 @pytest.fixture
@@ -56,7 +52,7 @@ def test_a_stop_ends_who_got_away_and_holds_up_nobody(
     go = tmp_path / "go"
     wait_for_go = ["sh", "-c", f"until [ -e {go} ]; do sleep 0.02; done"]
     supervisor.run("victim", wait_for_go, leader_exit=int(LeaderExit.WAIT))
-    time.sleep(TICK_S)
+    next_tick()
     supervisor.run("j", apart(escapee(tmp_path, leaves), BY[by]))
     pid = pid_of(tmp_path)
     supervisor.client.ask("stop", id="j", signal=None, grace_s=None)
@@ -71,7 +67,7 @@ def test_a_stop_ends_who_got_away_and_holds_up_nobody(
 @pytest.mark.parametrize("leaves", ["", LEAVE_CGROUP], ids=["stays in its cgroup", "leaves its cgroup"])
 def test_who_got_away_ends_with_its_leader(supervisor: SupervisorProcess, tmp_path: Path, leaves: str) -> None:
     supervisor.run("older", SLEEP)
-    time.sleep(TICK_S)
+    next_tick()
     until_there = f"until [ -e {tmp_path}/pid ]; do sleep 0.02; done; exit 3"
     record = supervisor.finish("j", apart(escapee(tmp_path, leaves), "", until_there))
     assert (record.exit_code, record.stuck) == (3, "")
@@ -84,7 +80,7 @@ def test_who_may_be_two_jobs_is_named_and_ended_with_the_last(
 ) -> None:
     """Its leader is gone before it could be seen below it, and its environment is no help."""
     supervisor.run("older", SLEEP)
-    time.sleep(TICK_S)
+    next_tick()
     until_there = f"until [ -e {tmp_path}/pid ]; do sleep 0.02; done; exit 3"
     record = supervisor.finish("j", apart(escapee(tmp_path), "env -i", until_there))
     pid = pid_of(tmp_path)
@@ -92,7 +88,7 @@ def test_who_may_be_two_jobs_is_named_and_ended_with_the_last(
     if level == SUBREAPER:
         assert record.stuck == f"pid {pid} (S) runs on, being this job's or another's"
         assert is_alive(pid)
-        time.sleep(TICK_S)
+        next_tick()
         assert supervisor.finish("newer", ["true"]).stuck == ""
         assert is_alive(pid)
         supervisor.client.ask("stop", id="older", signal=None, grace_s=None)
@@ -105,8 +101,7 @@ def test_a_job_waits_for_who_left_its_cgroup(supervisor: SupervisorProcess, tmp_
     until_there = f"until [ -s {tmp_path}/pid ]; do sleep 0.02; done; exit 3"
     supervisor.run("j", apart(script, "", until_there), leader_exit=int(LeaderExit.WAIT))
     eventually_sync(lambda: not is_alive(supervisor.record("j").pid))
-    time.sleep(0.1)
-    assert supervisor.record("j").state is JobState.RUNNING
+    assert stays(lambda: supervisor.record("j").state is JobState.RUNNING)
     (tmp_path / "go").touch()
     assert supervisor.wait_finished("j").exit_code == 3
 
@@ -141,8 +136,7 @@ def test_a_paused_job_goes_on_by_a_resume_only(supervisor: SupervisorProcess) ->
 
     def stands() -> bool:
         before = supervisor.output("j")
-        time.sleep(0.1)
-        return supervisor.output("j") == before
+        return stays(lambda: supervisor.output("j") == before, 0.1)
 
     eventually_sync(stands)
     written = supervisor.output("j")
@@ -159,8 +153,10 @@ def test_the_timeout_of_a_paused_job_runs_on(supervisor: SupervisorProcess) -> N
 
 
 def test_orphans_are_reaped_while_their_job_runs(supervisor: SupervisorProcess) -> None:
-    supervisor.run("j", ["sh", "-c", "for n in 1 2 3 4 5; do (setsid sleep 0.1 &); done; sleep 0.2; exec sleep 1000"])
-    time.sleep(0.5)
+    supervisor.run(
+        "j", ["sh", "-c", "for n in 1 2 3 4 5; do (setsid sleep 0.1 &); done; sleep 0.2; echo; exec sleep 1000"]
+    )
+    supervisor.wait_output("j", b"\n")
 
     def zombies() -> list[int]:
         return [one.pid for one in snapshot().values() if one.ppid == supervisor.pid and one.state == "Z"]

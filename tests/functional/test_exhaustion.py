@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -80,7 +79,6 @@ def test_no_file_is_left_to_pause_or_resume_with(tmp_path: Path, level: str) -> 
             supervisor.client.ask("pause", id="j")
         allow_files(supervisor)
         assert not supervisor.record("j").paused
-        time.sleep(0.5)  # what stood still goes on, if not at once
         written = len(supervisor.output("j"))
         eventually_sync(lambda: len(supervisor.output("j")) > written + 10, PATIENCE_S)
         assert [moved.reason for moved in supervisor.events() if moved.job_id == "j"] == ["", ""]

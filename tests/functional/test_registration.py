@@ -11,7 +11,7 @@ from grpclib.const import Status
 
 from tests.support.fake_scheduler import FakeScheduler
 from tests.support.registering import ADVERTISED, NEVER_S, Log, registration, running, tls_contexts
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, stays
 from worker_svc.pb.jobscheduler import RegisterReq, SchedulerStub
 from worker_svc.registration import Registration
 
@@ -90,7 +90,7 @@ async def test_no_second_registration_without_an_outage(scheduler: FakeScheduler
     subject = registration(scheduler, log, keepalive_s=0.01, register_timeout_s=NEVER_S)
     async with running(subject):
         await eventually(lambda: subject.registered)
-        await asyncio.sleep(0.3)  # some 30 PINGs
+        assert await asyncio.to_thread(stays, lambda: len(scheduler.register_calls) == 1, 0.3)  # some 30 PINGs
     assert len(scheduler.register_calls) == 1
     assert len(log.lines) == 1
 

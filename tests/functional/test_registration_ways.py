@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.fake_scheduler import FakeScheduler
 from tests.support.registering import ADVERTISED, NEVER_S, Log, registration, running, tls_contexts
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, stays
 from worker_svc.registration import Registration
 
 
@@ -213,8 +213,7 @@ async def test_pings_unwelcome_are_left_off() -> None:
         async with running(subject):
             await eventually(lambda: log.of("scheduler.keepalive_refused"))
             await eventually(lambda: subject.registered)
-            await asyncio.sleep(0.5)  # ten PINGs, were there any
-            assert subject.registered
+            assert await asyncio.to_thread(stays, lambda: subject.registered, 0.5)  # ten PINGs, were there any
     finally:
         await server.stop(None)
     assert registrations == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 
 from tests.support import stalled_fs
 from tests.support.spawning import Launchpad
-from tests.support.waiting import eventually_sync
+from tests.support.waiting import eventually_sync, stays
 from worker_svc.supervisor.spawn import (
     NATIVE,
     SPAWNER_THREADS,
@@ -31,10 +30,8 @@ class Results:
 
     def __init__(self) -> None:
         self.of: dict[object, Spawned | SpawnFailed] = {}
-        self.at_s: dict[object, float] = {}
 
     def __call__(self, token: object, result: Spawned | SpawnFailed) -> None:
-        self.at_s[token] = time.monotonic()
         if isinstance(result, Spawned):
             os.close(result.pidfd)
             os.waitpid(result.pid, 0)
@@ -85,9 +82,7 @@ def test_threads_come_when_all_hang_and_go_again(monkeypatch: pytest.MonkeyPatch
         pool.submit(number, pad.plan("hangs"))
     pool.submit("late", pad.plan("returns"))
     eventually_sync(lambda: pool.threads == 8)
-    time.sleep(0.1)
-    assert pool.threads == 8
-    assert set(results.of) == {"free"}
+    assert stays(lambda: pool.threads == 8 and set(results.of) == {"free"})
     go_on.set()
     eventually_sync(lambda: len(results.of) == 22)
     eventually_sync(lambda: pool.threads == SPAWNER_THREADS)

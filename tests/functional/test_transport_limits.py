@@ -195,7 +195,7 @@ def test_keepalive() -> None:
         dead.call(STREAM, FOLLOW)
         for client in (alive, dead):
             client.socket.settimeout(0.05)
-        until_s = time.monotonic() + 10
+        until_s = time.monotonic() + PATIENCE_S
         is_gone = False
         while time.monotonic() < until_s and not (is_gone and alive.pings >= 4):
             for client in (alive, dead):

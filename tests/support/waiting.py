@@ -50,5 +50,26 @@ def eventually_sync(condition: Callable[[], T], timeout_s: float = PATIENCE_S, m
         poll_s = min(poll_s * 1.5, _POLL_LAST_S)
 
 
+def stays(condition: Callable[[], object], for_s: float = 0.2) -> bool:
+    """Whether it is true all the while: for what must not come. Who is right passes however busy the machine is, and
+    who is wrong may pass on a very busy one.
+    """
+    end_s = time.monotonic() + for_s
+    while time.monotonic() < end_s:
+        if not condition():
+            return False
+        time.sleep(_POLL_LAST_S / 5)
+    return bool(condition())
+
+
+def next_tick() -> None:
+    """Until a process that starts now is younger than any that has started before: start times are in hundredths of a
+    second.
+    """
+    began_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    while time.clock_gettime_ns(time.CLOCK_BOOTTIME) < began_ns + 20_000_000:
+        time.sleep(_POLL_FIRST_S)
+
+
 def _failure(timeout_s: float, message: str, value: object) -> str:
     return f"{message or 'condition not met'} (after {timeout_s:g} s; last value: {value!r})"

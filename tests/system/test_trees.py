@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 from tests.support import programs
 from tests.support.limited import a_worker, output_of, refusal, run
 from tests.support.programs import is_alive, python
-from tests.support.waiting import eventually_sync
+from tests.support.waiting import eventually_sync, stays
 from tests.support.workers import PATIENCE_S, Worker
 from worker_svc import (
     InvalidArgument,
@@ -167,8 +166,7 @@ async def test_what_is_left_is_waited_for(leveled: Worker, tmp_path: Path) -> No
         leader = (await client.job(started.job_id)).pid
         child = await pid_of_child(client, started.job_id)
         await asyncio.to_thread(eventually_sync, lambda: not is_alive(leader), PATIENCE_S)
-        await asyncio.sleep(0.2)
-        assert is_alive(child)
+        assert await asyncio.to_thread(stays, lambda: is_alive(child))
         assert (await client.job(started.job_id)).state == JobState.RUNNING
         (tmp_path / "end").touch()
         job = await client.wait(started.job_id, PATIENCE_S)
@@ -182,8 +180,7 @@ async def test_the_worker_can_wait_by_configuration(tmp_path: Path) -> None:
         async with worker.client() as client:
             started = await client.start("sh", args=["-c", LEAVES_ONE, "sh", str(tmp_path / "end")])
             await pid_of_child(client, started.job_id)
-            await asyncio.sleep(0.3)
-            assert (await client.job(started.job_id)).state == JobState.RUNNING
+            assert await asyncio.to_thread(stays, lambda: worker.record(started.job_id).state == JobState.RUNNING)
             (tmp_path / "end").touch()
             assert (await client.wait(started.job_id, PATIENCE_S)).exit_code == 3
 
@@ -248,8 +245,7 @@ async def test_a_new_supervisor_goes_on_waiting(leveled: Worker, tmp_path: Path)
 
 def stands(worker: Worker, job_id: str) -> bool:
     written = worker.output(job_id)
-    time.sleep(0.3)
-    return worker.output(job_id) == written
+    return stays(lambda: worker.output(job_id) == written)
 
 
 async def test_pause_and_resume(leveled: Worker) -> None:
@@ -289,7 +285,6 @@ async def test_pausing_what_waits_for_its_tree(leveled: Worker, tmp_path: Path) 
         await asyncio.to_thread(eventually_sync, lambda: not is_alive(leader), PATIENCE_S)
         await client.pause(started.job_id)
         (tmp_path / "end").touch()
-        await asyncio.sleep(0.2)
-        assert is_alive(child)
+        assert await asyncio.to_thread(stays, lambda: is_alive(child))
         await client.resume(started.job_id)
         assert (await client.wait(started.job_id, PATIENCE_S)).exit_code == 3

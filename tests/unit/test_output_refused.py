@@ -35,7 +35,7 @@ async def test_inotify_refuses(output_file: Path, monkeypatch: pytest.MonkeyPatc
     reader = OutputReader(on_degraded=said.append)
     final = running()
     followers = [Follower(reader, output_file, final) for _ in range(2)]
-    await asyncio.sleep(0.05)
+    await eventually(lambda: said)
     output_file.write_bytes(b"a")
     for follower in followers:
         await follower.has(b"a")
