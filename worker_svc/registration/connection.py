@@ -8,7 +8,6 @@ import ipaddress
 import os
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, Event
 from h2.exceptions import H2Error
 
+from worker_svc.linux.threads import run_apart
 from worker_svc.token_bucket import TokenBucket
 
 # How long a TLS peer is given to confirm the close: by asyncio's 30 s the news of a black hole would be late.
@@ -240,12 +240,9 @@ class Resolver:
             pass  # a name
         lookup = self._lookup
         if lookup is None:
-            loop = asyncio.get_running_loop()
-            lookup = self._lookup = loop.create_future()
             try:
-                threading.Thread(target=self._look_up, args=(loop, lookup), name="scheduler-dns", daemon=True).start()
+                lookup = self._lookup = run_apart(self._look_up, "scheduler-dns")
             except RuntimeError as error:
-                self._lookup = None
                 raise OSError(errno.EAGAIN, "no thread is to be had to look the name up") from error
         await asyncio.wait((lookup,))
         answer = lookup.result()
@@ -254,17 +251,13 @@ class Resolver:
             raise answer
         return answer
 
-    def _look_up(self, loop: asyncio.AbstractEventLoop, lookup: asyncio.Future[Any]) -> None:
-        answer: list[str] | OSError | UnicodeError
+    def _look_up(self) -> list[str] | OSError | UnicodeError:
+        """An error is returned, not raised: nobody may be there any more to take note of it."""
         try:
             infos = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-            answer = list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in infos))
         except (OSError, UnicodeError) as error:
-            answer = error
-        try:
-            loop.call_soon_threadsafe(lookup.set_result, answer)
-        except RuntimeError:  # the loop is closed: whoever asked is gone
-            return
+            return error
+        return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in infos))
 
 
 def describe(error: BaseException) -> str:

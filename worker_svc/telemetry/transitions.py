@@ -12,12 +12,11 @@ from typing import Any, Final
 from structlog.typing import FilteringBoundLogger
 
 from worker_svc.job import JobState, Outcome, Transition, signal_name
-from worker_svc.telemetry.cursor import Cursor
+from worker_svc.telemetry.cursor import LINES_MAX, Cursor
 from worker_svc.telemetry.writer import Lines, LogWriter
 
-# Made at once, some 2 ms: others get their turn in between, also where the log is far behind. The cursor has room for
-# LINES_MAX.
-_PAGE: Final = 32
+# Made at once, some 2 ms: others get their turn in between, also where the log is far behind.
+_PAGE: Final = min(32, LINES_MAX)
 _RETRY_S: Final = 1.0
 
 

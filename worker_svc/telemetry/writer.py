@@ -104,8 +104,7 @@ class LogWriter:
         with self._lock:
             self._urgent.put(urgent)
             number = self.enqueue(Lines(()))  # where it is not taken before, with that
-        while not urgent.number and self._done < number:
-            await self._change(lambda: urgent.number > 0)
+        await self._until(lambda: urgent.number > 0 or self._done >= number)
         return urgent.written == 1
 
     def look_for_file(self) -> None:
@@ -130,30 +129,33 @@ class LogWriter:
 
     async def settled(self, number: int) -> str:
         """Returns once these lines are written, or cannot be now: with the `problem`, if there is one."""
-        while not (self._done >= number or self.problem or self.is_stalled):
-            loop = asyncio.get_running_loop()
+
+        def is_settled() -> bool:
+            if self._done >= number or self.problem or self.is_stalled:
+                return True
             if self._watch is None:
-                self._watch = loop.call_later(_STALLED_AFTER_S, self._look)
-            await self._change(lambda: self._done >= number)
+                self._watch = asyncio.get_running_loop().call_later(_STALLED_AFTER_S, self._look)
+            return False
+
+        await self._until(is_settled)
         return "" if self._done >= number else self.problem
 
     async def done(self, number: int) -> None:
         """Returns once these lines are written, however long that takes."""
-        while self._done < number:
-            await self._change(lambda: self._done >= number)
+        await self._until(lambda: self._done >= number)
 
     async def usable(self) -> None:
         """Returns once the file takes lines again."""
-        while self.problem:
-            await self._change(lambda: not self.problem)
+        await self._until(lambda: not self.problem)
 
-    async def _change(self, is_over: Callable[[], bool]) -> None:
-        self._loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        self._waiters.append(waiter)
-        # The thread, which looks for waiters when it has written, may have done so meanwhile.
-        if not is_over():
-            await waiter
+    async def _until(self, is_over: Callable[[], bool]) -> None:
+        while not is_over():
+            self._loop = asyncio.get_running_loop()
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            self._waiters.append(waiter)
+            # The thread, which looks for waiters when it has written, may have done so meanwhile.
+            if not is_over():
+                await waiter
 
     def _look(self) -> None:
         self._watch = None

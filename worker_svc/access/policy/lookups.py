@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from worker_svc.job import Unavailable
+from worker_svc.linux.threads import run_apart
 
 T = TypeVar("T")
 
@@ -90,39 +90,16 @@ class Lookups:
             del self._callers[identity]
 
     def _start(self, lookup: _Lookup, look: Callable[[], T]) -> asyncio.Future[T]:
-        loop = asyncio.get_running_loop()
-        result: asyncio.Future[T] = loop.create_future()
-
-        def settle(value: Any, error: BaseException | None) -> None:
-            self._end(lookup)
-            if result.done():
-                return
-            if error is None:
-                result.set_result(value)
-            else:
-                result.set_exception(error)
-
-        def run() -> None:
-            value: Any = None
-            failure: BaseException | None = None
-            try:
-                value = look()
-            except BaseException as error:  # for the one who waits
-                failure = error
-            try:
-                loop.call_soon_threadsafe(settle, value, failure)
-            except RuntimeError:  # the loop is closed: whoever asked is gone
-                return
-
         self._begin(lookup)
         try:
             if self._threads_left < 0:
                 raise RuntimeError
-            threading.Thread(target=run, name="policy", daemon=True).start()
+            looking = run_apart(look, "policy")
         except RuntimeError:  # there are as many as there may be, by us or by the system
             self._end(lookup)
             raise _no_room() from None
-        return result
+        looking.add_done_callback(lambda _: self._end(lookup))
+        return asyncio.shield(looking)  # which goes on when nobody waits for it any more
 
     def _begin(self, lookup: _Lookup) -> None:
         self._threads_left -= 1
