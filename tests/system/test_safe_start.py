@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.workers import PATIENCE_S, ROOT, StateDir, Worker
+from tests.support.state_dirs import StateDir
+from tests.support.workers import PATIENCE_S, ROOT, Worker
 from worker_svc.client import WorkerClient
 from worker_svc.job import JobNotFound, PermissionDenied
 
