@@ -14,7 +14,7 @@ import grpc
 from hyperframe.frame import PingFrame, RstStreamFrame, SettingsFrame
 
 from tests.support.fuzzing import varint
-from tests.support.raw_h2 import QUERY, STREAM, Gone, RawClient, grpc_headers, head
+from tests.support.raw_h2 import QUERY, STREAM, Gone, RawClient, grpc_headers, head, prefixed
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.wire.codec import encode
 
@@ -107,8 +107,22 @@ def _refused(address: str) -> None:
         raw.receive()
 
 
+def _headers_of_little(address: str) -> None:
+    """Each within its limit, of a byte of HPACK for each 3 kB; and messages that nobody asks for."""
+    with _raw(address) as raw:
+        large = ("x-large", "v" * 3000)
+        raw.answer(raw.open([*grpc_headers(QUERY), large], end=True))
+        for _ in range(20):
+            few = [raw.open([*grpc_headers(QUERY), *([large] * 15)], end=True) for _ in range(100)]
+            raw.answer(few[-1])
+        watch = raw.open(grpc_headers(_SERVICE + "WatchJobs"))
+        for _ in range(1000):
+            raw.data(watch, prefixed(b"x" * 10_000), end=False)
+
+
 ATTACKS: Final[tuple[Callable[[str], None], ...]] = (
     _parse_bombs, _texts, _lists, _watches, _unread, _silent, _half_open, _rapid_resets, _control_frames, _refused,
+    _headers_of_little,
 )  # fmt: skip
 
 

@@ -60,7 +60,6 @@ def assert_bounded(worker: Worker, before: tuple[int, int]) -> None:
     assert grown[1] < 64
 
 
-@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_who_is_honest_is_answered_while_others_are_hostile(worker: Worker, honest: RawClient) -> None:
     """Until each kind of attack was made: how long an answer takes is the long test's to say."""
@@ -96,4 +95,5 @@ def test_the_p99_of_who_is_honest(worker: Worker, honest: RawClient) -> None:
     ratio = loud_ms / quiet_ms
     print(f"\np99 {quiet_ms:.2f} ms quiet, {loud_ms:.2f} ms in the mix: {ratio:.1f}×; attacks made: {made}")
     assert_bounded(worker, before)
+    assert min(made) >= 1, "the machine is too busy for abusers that yield: nothing was measured"
     assert ratio <= RATIO_MAX
