@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -90,13 +91,28 @@ def test_a_store_that_is_gone_is_not_made_anew(supervisor: SupervisorProcess, is
     assert supervisor.record("j").outcome is Outcome.SUCCEEDED
 
 
-def test_a_store_that_is_removed_in_use_takes_no_job(supervisor: SupervisorProcess, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "instead, told",
+    [
+        (None, "no such file or directory"),
+        (Path.touch, "something else was put in its place"),
+        (Path.mkdir, "something else was put in its place"),
+    ],
+    ids=["nothing", "an empty file", "a folder"],
+)
+def test_a_store_that_is_removed_in_use_takes_no_job(
+    supervisor: SupervisorProcess, tmp_path: Path, instead: Callable[[Path], None] | None, told: str
+) -> None:
     supervisor.run("j", programs.until_exists(tmp_path / "go", 3))
     store = supervisor.path / STORE_NAME
     store.rename(tmp_path / STORE_NAME)
-    with pytest.raises(Refused, match=f"disk: {store}: no such file or directory: no job can be recorded") as caught:
+    if instead is not None:
+        instead(store)
+    with pytest.raises(Refused, match=f"disk: {store}: {told}: no job can be recorded") as caught:
         supervisor.run("k", programs.TRUE)
     assert caught.value.code == "unavailable"
+    if store.is_dir():
+        store.rmdir()
     (tmp_path / STORE_NAME).rename(store)
     (tmp_path / "go").touch()
     assert supervisor.wait_finished("j").exit_code == 3

@@ -142,16 +142,17 @@ class JobStore:
     def __init__(self, state_dir: str) -> None:
         """Opens the store, or makes it. Raises StoreError."""
         self.directory = state_dir
-        self._path = f"{state_dir}/{STORE_NAME}"
+        self.path = f"{state_dir}/{STORE_NAME}"
         try:
             # Ours alone, whatever the umask; SQLite gives its other files the same mode.
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._db = sqlite3.connect(self._path, isolation_level=None, cached_statements=64)
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._opened = os.stat(self.path)
+            self._db = sqlite3.connect(self.path, isolation_level=None, cached_statements=64)
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-1024", "busy_timeout=5000"):
                 self._db.execute(f"PRAGMA {pragma}")
             self._migrate()
         except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"{self._path}: cannot be opened for writing: {error}") from error
+            raise StoreError(f"{self.path}: cannot be opened for writing: {error}") from error
         self._committed = int(self.get_meta("sequence") or 0)
         self.sequence = self._committed
         """The latest sequence number given out."""
@@ -161,7 +162,7 @@ class JobStore:
     def _migrate(self) -> None:
         found = _schema_version(self._db)
         if found > SCHEMA_VERSION:
-            raise StoreError(_version_text(self._path, found))
+            raise StoreError(_version_text(self.path, found))
         if found == SCHEMA_VERSION:
             return
         # executescript commits first, so the script carries its own transaction.
@@ -173,6 +174,10 @@ class JobStore:
     def renew_state_id(self) -> None:
         self.state_id = _new_state_id()
         self.set_meta("state_id", self.state_id)
+
+    def is_in_place(self) -> bool:
+        """Whether what has its name is what was opened. Raises OSError: nothing has."""
+        return os.path.samestat(os.stat(self.path), self._opened)
 
     def close(self) -> None:
         self._db.close()

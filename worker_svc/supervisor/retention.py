@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from worker_svc.ipc import frames
 from worker_svc.job import ResourceExhausted, Unavailable
 from worker_svc.linux.threads import start_thread
-from worker_svc.record.store import STORE_NAME, FinishedRow, JobStore, output_path, stderr_path
+from worker_svc.record.store import FinishedRow, JobStore, output_path, stderr_path
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.ledger import Ledger
 from worker_svc.supervisor.settings import Settings
@@ -216,14 +216,17 @@ def _names(folder: str) -> Iterator[str]:
         note("output.not_swept", reason=str(error))
 
 
-def check_floor(state_dir: str, settings: Settings) -> None:
+def check_floor(store: JobStore, settings: Settings) -> None:
     """Raises ResourceExhausted if the file system of the state directory is too full for another job, and Unavailable
-    if the store was removed: what would be written to it then is gone with us."""
-    store = f"{state_dir}/{STORE_NAME}"
+    if the store was removed or replaced: what would be written to it then is gone with us."""
+    state_dir = store.directory
     try:
-        found = os.statvfs(store)
+        is_in_place = store.is_in_place()
+        found = os.statvfs(store.path)
     except OSError as error:
-        raise Unavailable(f"disk: {store}: {(error.strerror or '').lower()}: no job can be recorded") from error
+        raise Unavailable(f"disk: {store.path}: {(error.strerror or '').lower()}: no job can be recorded") from error
+    if not is_in_place:
+        raise Unavailable(f"disk: {store.path}: something else was put in its place: no job can be recorded")
     free_bytes = found.f_bavail * found.f_frsize
     # Some file systems (ramfs, some of FUSE) count nothing.
     if found.f_blocks and free_bytes < settings.min_free_bytes:

@@ -45,7 +45,7 @@ class Jobs(House):
         """Takes a new job: into a slot, or into the queue. Raises ResourceExhausted, PreconditionFailed."""
         if not self.reserve.refill():
             raise ResourceExhausted("the supervisor is short of memory or of open files: try again later")
-        check_floor(self.state_dir, self.settings)
+        check_floor(self.store, self.settings)
         self._check_limits(spec)
         self.outputs.check(spec)
         has_slot = self.running < self.settings.slots and not self.queued
