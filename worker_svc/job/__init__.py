@@ -35,7 +35,7 @@ from worker_svc.job.lifecycle import (
 )
 from worker_svc.job.limits import Limits
 from worker_svc.job.records import JobRecord, KnownJob, Transition
-from worker_svc.job.secrets import NO_SECRETS, SecretEnv
+from worker_svc.job.secrets import SecretEnv
 from worker_svc.job.signals import parse_signal, signal_name
 from worker_svc.job.spec import (
     ARG_MAX_BYTES,
@@ -71,7 +71,6 @@ __all__ = [
     "LABELS_MAX",
     "LABEL_KEY_MAX_BYTES",
     "LABEL_VALUE_MAX_BYTES",
-    "NO_SECRETS",
     "SPEC_MAX_BYTES",
     "STDIN_MAX_BYTES",
     "CheckedFile",

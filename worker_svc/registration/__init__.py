@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 from worker_svc.pb.jobscheduler import DeregisterReq, RegisterReq, SchedulerStub
 from worker_svc.registration.connection import FORESEEN, Endpoint, Link, RegistrationRefused, describe
 
-__all__ = ["Registration", "RegistrationRefused"]
+__all__ = ["Registration"]
 
 T = TypeVar("T")
 

@@ -3,16 +3,8 @@
 By the C extension (native.py) or, where it was not built, in pure Python (fallback.py); steps.py is common to both.
 """
 
-from worker_svc.supervisor.spawn.plan import PIPE_MODES, Attempt, LaunchPlan, Spawned, SpawnFailed, start_ticks_of
-from worker_svc.supervisor.spawn.spawner import (
-    IMPLEMENTATION,
-    NATIVE,
-    PYTHON,
-    SPAWNER_THREADS,
-    SPAWNER_THREADS_MAX,
-    Spawner,
-    spawn,
-)
+from worker_svc.supervisor.spawn.plan import PIPE_MODES, LaunchPlan, Spawned, SpawnFailed, start_ticks_of
+from worker_svc.supervisor.spawn.spawner import IMPLEMENTATION, NATIVE, PYTHON, SPAWNER_THREADS, Spawner, spawn
 
 __all__ = [
     "IMPLEMENTATION",
@@ -20,8 +12,6 @@ __all__ = [
     "PIPE_MODES",
     "PYTHON",
     "SPAWNER_THREADS",
-    "SPAWNER_THREADS_MAX",
-    "Attempt",
     "LaunchPlan",
     "SpawnFailed",
     "Spawned",
