@@ -5,11 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from worker_svc.config import (
-    Config,
-    ConfigError,
-    load_config,
-)
+from worker_svc.config import Config, ConfigError, load
 
 ENVIRON = {"HOME": "/home/someone", "PATH": "/usr/bin"}
 
@@ -20,6 +16,10 @@ AN_ADDRESS = "host:port, [ipv6]:port or unix:/path"
 A_SIGNAL = 'a signal, by name ("SIGTERM" or "TERM") or by number as text ("15")'
 
 Write = Callable[[str], Path]
+
+
+def load_config(path: Path | None, *, environ: Mapping[str, str], overrides: Mapping[str, str] = {}) -> Config:
+    return load(path, environ=environ, overrides=overrides).config
 
 
 def problems_of(

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from cryptography import x509
 
+from tests.support.configured import load_config
 from tests.support.fake_worker import FakeWorker, finished, serving_in_thread
 from worker_svc.access.certs import read_pair
 from worker_svc.cli import main
 from worker_svc.cli.job_options import JobOptions, read_stdin, start_request
-from worker_svc.config import load_config
 from worker_svc.pb.jobscheduler import Outcome, StartJobReq
 
 pytestmark = pytest.mark.usefixtures("elsewhere")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tomli
 
-from tests.support.configured import ENVIRON, Write, from_variable, problems_of
+from tests.support.configured import ENVIRON, Write, from_variable, load_config, problems_of
 from worker_svc.config import (
     Address,
     Config,
@@ -24,7 +24,6 @@ from worker_svc.config import (
     flag_name,
     keys,
     load,
-    load_config,
     variable_name,
 )
 

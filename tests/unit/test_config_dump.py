@@ -5,13 +5,8 @@ from dataclasses import fields
 import pytest
 import tomli
 
-from tests.support.configured import ENVIRON, SECRET, Write
-from worker_svc.config import (
-    Config,
-    Variables,
-    load,
-    load_config,
-)
+from tests.support.configured import ENVIRON, SECRET, Write, load_config
+from worker_svc.config import Config, Variables, load
 from worker_svc.config.toml_lines import key_lines
 
 # Secrets, and the dump

@@ -5,13 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.configured import A_SIGNAL, AN_ADDRESS, ENVIRON, SECRET, Write, from_variable, problems_of
-from worker_svc.config import (
-    MAX_FILE_BYTES,
-    ConfigError,
-    Problem,
+from tests.support.configured import (
+    A_SIGNAL,
+    AN_ADDRESS,
+    ENVIRON,
+    SECRET,
+    Write,
+    from_variable,
     load_config,
+    problems_of,
 )
+from worker_svc.config import MAX_FILE_BYTES, ConfigError, Problem
 
 # What is refused, and where the message points
 
@@ -25,32 +29,17 @@ from worker_svc.config import (
         ("[jobs]\nslots = '8'", '2: jobs.slots: must be a whole number from 0 to 100000, not "8"'),
         ("[jobs]\nslots = [1]", "2: jobs.slots: must be a whole number from 0 to 100000, not a list"),
         ("[jobs.slots]\na = 1", "1: jobs.slots: must be a whole number from 0 to 100000, not a table"),
-        (
-            "[jobs]\nslots = 2020-01-01",
-            "2: jobs.slots: must be a whole number from 0 to 100000, not a date or time",
-        ),
+        ("[jobs]\nslots = 2020-01-01", "2: jobs.slots: must be a whole number from 0 to 100000, not a date or time"),
         (
             f"[jobs]\nslots = 0x{'f' * 5000}",
             "2: jobs.slots: must be a whole number from 0 to 100000, not a number that large",
         ),
         ("[grpc_server]\nuse_tls = 1", "2: grpc_server.use_tls: must be true or false, not 1"),
         ("[grpc_server]\nuse_tls = 'true'", '2: grpc_server.use_tls: must be true or false, not "true"'),
-        (
-            "[jobs]\ntimeout_s = nan",
-            "2: jobs.timeout_s: must be a number of seconds from 0 to 316224000, not nan",
-        ),
-        (
-            "[jobs]\ntimeout_s = inf",
-            "2: jobs.timeout_s: must be a number of seconds from 0 to 316224000, not inf",
-        ),
-        (
-            "[jobs]\ntimeout_s = -1",
-            "2: jobs.timeout_s: must be a number of seconds from 0 to 316224000, not -1",
-        ),
-        (
-            "[jobs]\ntimeout_s = false",
-            "2: jobs.timeout_s: must be a number of seconds from 0 to 316224000, not false",
-        ),
+        ("[jobs]\ntimeout_s = nan", "2: jobs.timeout_s: must be a number of seconds from 0 to 316224000, not nan"),
+        ("[jobs]\ntimeout_s = inf", "2: jobs.timeout_s: must be a number of seconds from 0 to 316224000, not inf"),
+        ("[jobs]\ntimeout_s = -1", "2: jobs.timeout_s: must be a number of seconds from 0 to 316224000, not -1"),
+        ("[jobs]\ntimeout_s = false", "2: jobs.timeout_s: must be a number of seconds from 0 to 316224000, not false"),
         (
             "[scheduler]\nkeepalive_s = 0",
             "2: scheduler.keepalive_s: must be a number of seconds from 0.001 to 316224000, not 0",
@@ -65,10 +54,7 @@ from worker_svc.config import (
             '2: state.dir: must be a path, not "~/state": ~ is not expanded here, write the whole path',
         ),
         ("[jobs]\non_reboot = 'keep'", '2: jobs.on_reboot: must be "start" or "drop", not "keep"'),
-        (
-            "[jobs]\nstop_signal = 15",
-            f"2: jobs.stop_signal: must be {A_SIGNAL}, not 15",
-        ),
+        ("[jobs]\nstop_signal = 15", f"2: jobs.stop_signal: must be {A_SIGNAL}, not 15"),
         ("[jobs]\npass_env = 'PATH'", '2: jobs.pass_env: must be a list of variable names, not "PATH"'),
         ("[jobs]\npass_env = ['A', 1]", "2: jobs.pass_env: entry 2 must be a variable name, not 1"),
         (
@@ -80,10 +66,7 @@ from worker_svc.config import (
         ("jobs.env.PIN = true", "1: jobs.env.PIN: must be text, not true or false"),
         ("[jobs]\nenv = { A = '1',\tPIN = [] }", "2: jobs.env.PIN: must be text, not a list"),
         (f'[jobs.env]\nB = "{SECRET}\\u0000"', "2: jobs.env.B: must not contain NUL"),
-        (
-            f"[jobs.env]\n'B={SECRET}' = ''",
-            "1: jobs.env.B: a variable's name must not be empty nor contain = or NUL",
-        ),
+        (f"[jobs.env]\n'B={SECRET}' = ''", "1: jobs.env.B: a variable's name must not be empty nor contain = or NUL"),
         (
             "[scheduler]\naddr = 'sched'",
             f'2: scheduler.addr: must be {AN_ADDRESS} (or empty), not "sched": the port is missing',
@@ -96,10 +79,7 @@ from worker_svc.config import (
             "[scheduler]\naddr = 'a:0'",
             f'2: scheduler.addr: must be {AN_ADDRESS} (or empty), not "a:0": port 0 can\'t be connected to',
         ),
-        (
-            '[scheduler]\nserver_name = "a\\nb"',
-            '2: scheduler.server_name: must be text on one line, not "a\\nb"',
-        ),
+        ('[scheduler]\nserver_name = "a\\nb"', '2: scheduler.server_name: must be text on one line, not "a\\nb"'),
         # Names
         ("[jobs]\n\nslot = 3", "3: jobs.slot: unknown key; did you mean slots?"),
         ("[jobs]\nqueue-length = 3", "2: jobs.queue-length: unknown key; did you mean queue_length?"),
@@ -127,14 +107,8 @@ from worker_svc.config import (
         ),
         ("[scheduler]\nca_file = 'ca.pem'", "2: scheduler.ca_file: needs use_tls = true"),
         ("[scheduler]\nserver_name = 's'\nuse_tls = false", "2: scheduler.server_name: needs use_tls = true"),
-        (
-            "[scheduler]\nuse_tls = true\ncrt_file = 'c'",
-            "3: scheduler.crt_file: needs key_file as well",
-        ),
-        (
-            "[scheduler]\nuse_tls = true\nkey_file = 'c'",
-            "3: scheduler.key_file: needs crt_file as well",
-        ),
+        ("[scheduler]\nuse_tls = true\ncrt_file = 'c'", "3: scheduler.crt_file: needs key_file as well"),
+        ("[scheduler]\nuse_tls = true\nkey_file = 'c'", "3: scheduler.key_file: needs crt_file as well"),
         (
             "[scheduler]\nbackoff_initial_s = 31",
             "2: scheduler.backoff_initial_s: backoff_initial_s 31 must not be more than backoff_max_s, 30",
@@ -168,11 +142,7 @@ def test_refused_file(text: str, expected: str, write_config: Write) -> None:
         ("GRPC_SERVER_USE_TLS", "yes", 'must be true or false, not "yes"'),
         ("GRPC_SERVER_CLIENT_CA_FILE", "ca.pem", "needs use_tls = true"),
         ("JOBS_PASS_ENV", "A,,B", "entry 2 must be a variable name: not empty, without = and NUL"),
-        (
-            "JOBS_ENV",
-            f"A=1,{SECRET}",
-            "part 2 must be NAME=value; where a value has a comma, write { NAME = 'value' }",
-        ),
+        ("JOBS_ENV", f"A=1,{SECRET}", "part 2 must be NAME=value; where a value has a comma, write { NAME = 'value' }"),
         ("JOBS_ENV", f"={SECRET}", '"": a variable\'s name must not be empty nor contain = or NUL'),
         ("JOBS_ENV", f"{{ A = {SECRET} }}", "must be a TOML table on one line, such as { NAME = 'value' }"),
         ("JOBS_ENV", f"{{ A = ['{SECRET}'] }}", "A: must be text, not a list"),

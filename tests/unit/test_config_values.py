@@ -8,11 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.configured import A_SIGNAL, AN_ADDRESS, ENVIRON, Write, from_variable, problems_of
-from worker_svc.config import (
-    Address,
-    Config,
-    JobsConfig,
-)
+from worker_svc.config import Address, Config, JobsConfig
 
 # Values
 

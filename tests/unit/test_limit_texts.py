@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker_svc.config import ConfigError, LimitsConfig, SandboxConfig, load, load_config
+from tests.support.configured import load_config
+from worker_svc.config import ConfigError, LimitsConfig, SandboxConfig, load
 from worker_svc.job import Sandbox
 from worker_svc.job.limit_texts import cpus_text, parse_cpus, parse_rlimit, parse_size, parse_umask, rlimit_text
 from worker_svc.wire.messages.defaults import start_defaults

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from tests.support.configured import load_config
 from tests.support.policies import JOBS, ROLE, judge, policy
 from worker_svc.access.policy import DEFAULT_RULE, CommandPolicy
-from worker_svc.config import ConfigError, PolicyConfig, SandboxConfig, load_config
+from worker_svc.config import ConfigError, PolicyConfig, SandboxConfig
 from worker_svc.config.policy_rules import RulesTable
 from worker_svc.job import Identity, JobSpec, Limits, OutputPolicy
 

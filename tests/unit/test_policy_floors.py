@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.configured import load_config
 from tests.support.policies import JOBS, ROLE
 from tests.support.spawning import PATH
 from worker_svc.access.policy import DEFAULT_RULE, CommandPolicy
-from worker_svc.config import ConfigError, JobsConfig, PolicyConfig, SandboxConfig, Variables, load_config
+from worker_svc.config import ConfigError, JobsConfig, PolicyConfig, SandboxConfig, Variables
 from worker_svc.config.policy_rules import RulesTable
 from worker_svc.job import Identity, JobSpec, Sandbox
 

@@ -16,7 +16,6 @@ from worker_svc.config.load import (
     MAX_FILE_BYTES,
     Loaded,
     load,
-    load_config,
 )
 from worker_svc.config.policy_rules import PolicyRules
 from worker_svc.config.sections import (
@@ -58,6 +57,5 @@ __all__ = [
     "flag_name",
     "keys",
     "load",
-    "load_config",
     "variable_name",
 ]

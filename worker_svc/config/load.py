@@ -66,7 +66,7 @@ class Loaded:
         return "\n".join(lines) + "\n"
 
 
-def load_config(path: Path | None, *, environ: Mapping[str, str], overrides: Mapping[str, str] = {}) -> Config:
+def load(path: Path | None, *, environ: Mapping[str, str], overrides: Mapping[str, str] = {}) -> Loaded:
     """Read, merge and check the configuration: flag over environment over file over default.
 
     Args:
@@ -82,11 +82,6 @@ def load_config(path: Path | None, *, environ: Mapping[str, str], overrides: Map
     Raises:
         ConfigError: with all problems found.
     """
-    return load(path, environ=environ, overrides=overrides).config
-
-
-def load(path: Path | None, *, environ: Mapping[str, str], overrides: Mapping[str, str] = {}) -> Loaded:
-    """As `load_config`, and says where each value is from."""
     try:
         cwd = Path.cwd()
     except OSError as error:
