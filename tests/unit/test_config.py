@@ -223,7 +223,7 @@ def test_current_directory_that_is_gone(elsewhere: Path) -> None:
     program = (
         "import os, sys; d = sys.argv[1]; os.mkdir(d); os.chdir(d); os.rmdir(d)\n"
         "from worker_svc.config import *\n"
-        "try: load_config(None, environ={})\n"
+        "try: load(None, environ={})\n"
         "except ConfigError as error: print(error)"
     )
     environ = {**os.environ, "PYTHONPATH": str(SAMPLE.parent)}
