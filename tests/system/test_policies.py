@@ -130,36 +130,40 @@ def test_a_stop_gives_no_longer_grace_than_the_policy(tmp_path: Path, peers: Pee
 
 
 @pytest.fixture
-def stalled(tmp_path: Path) -> Iterator[Path]:
+def stalled_folder(tmp_path: Path) -> Iterator[Path]:
     """Where a file system is mounted that hangs when a file on it is opened for reading."""
     with stalled_fs.mounted_or_skip(tmp_path) as mount_point:
         yield mount_point
 
 
-def test_a_file_system_that_hangs_holds_up_only_who_uses_it(tmp_path: Path, peers: Peers, stalled: Path) -> None:
+def test_a_file_system_that_hangs_holds_up_only_who_uses_it(tmp_path: Path, peers: Peers, stalled_folder: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
     (root / "ok.sh").write_text("#!/bin/sh\n")
     (root / "ok.sh").chmod(0o755)
     keys = {
         **tls_keys(peers.certs),
-        "POLICY_SUBMITTER": f"{{ script_roots = ['{root}', '{stalled}'] }}",
-        "POLICY_OPERATOR": f"{{ allow_commands = ['/bin/true'], script_roots = ['{stalled}'] }}",
+        "POLICY_SUBMITTER": f"{{ script_roots = ['{root}', '{stalled_folder}'] }}",
+        "POLICY_OPERATOR": f"{{ allow_commands = ['/bin/true'], script_roots = ['{stalled_folder}'] }}",
     }
     with Worker(tmp_path, **keys) as worker, ExitStack() as stack:
         red, blue, operator = (
             stack.enter_context(peers.connect(worker.address, name)) for name in ("red", "blue", "operator")
         )
         pool = stack.enter_context(ThreadPoolExecutor(40))
-        hanging = [pool.submit(red.call, "StartJob", command=str(stalled / "program")) for _ in range(40)]
+        hanging = [pool.submit(red.call, "StartJob", command=str(stalled_folder / "program")) for _ in range(40)]
         for _ in range(20):
             blue.ok("StartJob", command=str(root / "ok.sh"))
         # What its path forbids is not opened: no need to wait for that.
-        denied = operator.call("StartJob", command=str(stalled / "program"))
+        denied = operator.call("StartJob", command=str(stalled_folder / "program"))
         assert (denied.name, "policy.operator.allow_commands" in denied.details) == ("PERMISSION_DENIED", True)
         answers = [call.result() for call in hanging]
         assert {answer.name for answer in answers} == {"UNAVAILABLE"}
-        own = [answer for answer in answers if f"has not answered for 10 s about {stalled}/program" in answer.details]
+        own = [
+            answer
+            for answer in answers
+            if f"has not answered for 10 s about {stalled_folder}/program" in answer.details
+        ]
         assert len(own) == 4
         assert all("earlier starts of yours" in answer.details for answer in answers if answer not in own)
         blue.ok("StartJob", command=str(root / "ok.sh"))
