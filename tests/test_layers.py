@@ -16,7 +16,8 @@ PACKAGE = Path(__file__).parent.parent / "worker_svc"
 # The rooms of the house, the lowest first. Those of one line do not import each other.
 FLOORS = (
     ("", "address", "job", "linux", "printable", "token_bucket", "pb"),
-    ("ipc", "masking", "wire"),
+    ("ipc", "masking"),
+    ("wire",),
     ("config", "output", "record", "registration"),
     ("supervisor", "feed", "reading", "telemetry"),
     ("access", "link"),

@@ -22,6 +22,7 @@ from worker_svc.access.roles import Doorkeeper, Role
 from worker_svc.access.tls import Reloader, SecurityError, acceptance, expiry_s, scheduler_context, server_context
 from worker_svc.config import Address, Config
 from worker_svc.feed import Feed
+from worker_svc.ipc.messages import GetStatus, Settings, Status
 from worker_svc.job import JobError
 from worker_svc.link import SupervisorError, SupervisorLink, leave_no_core
 from worker_svc.linux import failpoints
@@ -121,7 +122,7 @@ class _Worker:
         )
         await link.connect()
         await self._warn_of_limits(link)
-        worker_id = link.info["state_id"]
+        worker_id = link.info.state_id
         reader, reads = StoreReader(str(config.state.dir)), LongReads(str(config.state.dir))
         latest = reader.sequence()
         feed = self._feed = Feed(reader, reads, latest, lambda batch: transitions.add(batch), self._on_event)
@@ -278,18 +279,18 @@ class _Worker:
 
     async def _warn_of_limits(self, link: SupervisorLink) -> None:
         try:
-            status = await link.ask("status", is_idempotent=True)
+            status = await link.ask(GetStatus(), Status)
         except JobError:  # the supervisor is lost again: it will be found, and this is only a warning
             return
-        if not status["can_drop_head"]:
+        if not status.can_drop_head:
             self._on_event(
                 "output.cannot_drop_head",
                 folder=str(self._config.state.dir / "output"),
                 reason="its file system cannot give back the head of a file: policy drop_head is stop here",
             )
-        if status.get("output_degraded"):
-            self._on_event("output.degraded", reason=status["output_degraded"])
-        missing = status.get("unenforceable", {})
+        if status.output_degraded:
+            self._on_event("output.degraded", reason=status.output_degraded)
+        missing = status.unenforceable
         for field, value in start_defaults(self._config).limits.limits.items():
             if field in missing:
                 self._on_event("limits.unenforceable", key=f"limits.{field}", value=value, reason=missing[field])
@@ -309,7 +310,7 @@ class _Worker:
 
 def _kinship(link: SupervisorLink) -> Kinship:
     """With the jobs of the supervisor that there is now."""
-    return Kinship(link.info["pid"], link.info["state_id"], link.info["cgroup"])
+    return Kinship(link.info.pid, link.info.state_id, link.info.cgroup)
 
 
 def _unforeseen(error: BaseException | None) -> BaseException | None:
@@ -317,24 +318,24 @@ def _unforeseen(error: BaseException | None) -> BaseException | None:
     return None if isinstance(error, SupervisorError | sqlite3.Error) else error
 
 
-def _settings(config: Config) -> dict[str, Any]:
+def _settings(config: Config) -> Settings:
     """What the supervisor must know to go on without a worker."""
-    jobs = config.jobs
-    return {
-        "slots": jobs.resolved_slots,
-        "queue_length": jobs.queue_length,
-        "base_env": base_env(jobs),
-        "user_env": [name for name in jobs.pass_env if name in _OF_A_USER and name not in jobs.env],
-        "idle_exit_s": config.supervisor.idle_exit_s,
-        "min_free_bytes": config.state.min_free_bytes,
-        "min_free_inodes": config.state.min_free_inodes,
-        "keep_age_s": config.retention.max_age_s,
-        "keep_jobs": config.retention.max_jobs,
-        "keep_bytes": config.retention.max_bytes,
-        "keep_events": config.retention.max_events,
-        "keep_ids": config.retention.max_ids,
-        "on_reboot": jobs.on_reboot,
-    }
+    jobs, kept = config.jobs, config.retention
+    return Settings(
+        slots=jobs.resolved_slots,
+        queue_length=jobs.queue_length,
+        base_env=base_env(jobs),
+        user_env=tuple(name for name in jobs.pass_env if name in _OF_A_USER and name not in jobs.env),
+        idle_exit_s=config.supervisor.idle_exit_s,
+        min_free_bytes=config.state.min_free_bytes,
+        min_free_inodes=config.state.min_free_inodes,
+        keep_age_s=kept.max_age_s,
+        keep_jobs=kept.max_jobs,
+        keep_bytes=kept.max_bytes,
+        keep_events=kept.max_events,
+        keep_ids=kept.max_ids,
+        on_reboot=jobs.on_reboot,
+    )
 
 
 def _supervisor_options(config: Config) -> list[str]:

@@ -10,9 +10,29 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
 
 from worker_svc.ipc import frames
+from worker_svc.ipc.messages import (
+    EXIT_LOCKED,
+    PROTOCOL_VERSION,
+    Delete,
+    Doorbell,
+    Hello,
+    Leaving,
+    Message,
+    OtherProtocol,
+    Refused,
+    Request,
+    SendSignal,
+    Settings,
+    Shutdown,
+    Start,
+    Welcome,
+    decode,
+    encode,
+    number_of,
+)
 from worker_svc.job import ERRORS, InvalidArgument, JobError, Unavailable
 from worker_svc.linux import failpoints
 from worker_svc.linux.kinship import peer_credentials
@@ -29,6 +49,9 @@ _SHUTTING_DOWN: Final = "it was told to (ShutdownWorker), and takes no new job u
 _CORE_LIMIT: Final = resource.getrlimit(resource.RLIMIT_CORE)
 # A request that the link breaks under so often may be what breaks it.
 _TRIES_MAX: Final = 3
+# What may not be carried out twice.
+_NOT_REPEATED: Final = (SendSignal, Delete)
+_Answer = TypeVar("_Answer")
 
 
 class SupervisorError(Exception):
@@ -55,7 +78,7 @@ class _Protocol(asyncio.Protocol):
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._decoder = frames.Decoder()
-        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._answers: dict[int, asyncio.Future[Message]] = {}
         self._number = 0
         self._unsent: list[bytes] = []
         self._transport: asyncio.Transport | None = None
@@ -73,12 +96,17 @@ class _Protocol(asyncio.Protocol):
         if failpoints.is_armed:
             failpoints.reach("answer-received")
         for frame in arrived:
-            if "seq" in frame.header:
-                self._on_sequence(int(frame.header["seq"]))
-                continue
-            answer = self._answers.pop(int(frame.header["r"]), None)
-            if answer is not None and not answer.done():
-                _settle(answer, frame.header)
+            waits = self._answers.pop(number_of(frame), None)
+            try:
+                message = decode(frame)
+            except (InvalidArgument, OtherProtocol) as error:
+                message = Refused(
+                    "malformed", f"what the supervisor says is malformed: {error}: is it of this version?"
+                )
+            if isinstance(message, Doorbell):
+                self._on_sequence(message.sequence)
+            elif waits is not None and not waits.done():
+                waits.set_result(message)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
@@ -92,14 +120,14 @@ class _Protocol(asyncio.Protocol):
     def is_lost(self) -> bool:
         return self._transport is None
 
-    def ask(self, header: dict[str, Any], body: bytes) -> asyncio.Future[dict[str, Any]]:
+    def ask(self, request: Request) -> asyncio.Future[Message]:
         """Raises FrameError."""
-        answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        answer: asyncio.Future[Message] = self._loop.create_future()
         if self._transport is None:
             answer.set_exception(_LinkLost())
             return answer
         self._number += 1
-        frame = frames.encode({"r": self._number, **header}, body)
+        frame = encode(self._number, request)
         self._answers[self._number] = answer
         if not self._unsent:
             self._loop.call_soon(self._flush)
@@ -118,21 +146,18 @@ class _Protocol(asyncio.Protocol):
             self._transport.abort()
 
 
-def _settle(answer: asyncio.Future[dict[str, Any]], header: dict[str, Any]) -> None:
-    if "ok" in header:
-        answer.set_result(header["ok"])
-        return
-    kind = ERRORS.get(header["error"])
-    if kind is None:
-        answer.set_exception(SupervisorMismatch(header["text"]))
-        return
-    answer.set_exception(_error(kind, header["text"]))
-
-
-def _error(kind: type[JobError], text: str) -> JobError:
-    error = kind.__new__(kind)
-    JobError.__init__(error, text)
-    return error
+def _expected(answer: Message, kind: type[_Answer]) -> _Answer:
+    """Raises the JobError that it is, or SupervisorMismatch."""
+    if isinstance(answer, kind):
+        return answer
+    if not isinstance(answer, Refused):
+        raise SupervisorMismatch(f"the supervisor answers with {type(answer).__name__}: is it of this version?")
+    refusal = ERRORS.get(answer.error)
+    if refusal is None:
+        raise SupervisorMismatch(answer.text)
+    error = refusal.__new__(refusal)
+    JobError.__init__(error, answer.text)
+    raise error
 
 
 class SupervisorLink:
@@ -141,7 +166,7 @@ class SupervisorLink:
     def __init__(
         self,
         state_dir: Path,
-        settings: dict[str, Any],
+        settings: Settings,
         version: str,
         *,
         supervisor_options: Sequence[str] = (),
@@ -150,13 +175,7 @@ class SupervisorLink:
     ) -> None:
         """`on_sequence` gets each doorbell, `on_event` an event's name and its fields, for the log."""
         self._state_dir = state_dir
-        self._hello = {
-            "op": "hello",
-            "protocol": frames.PROTOCOL_VERSION,
-            "version": version,
-            "settings": settings,
-            "exclusive": True,
-        }
+        self._hello = Hello(PROTOCOL_VERSION, version, "", settings, exclusive=True)
         self._supervisor_options = supervisor_options
         self._on_sequence = on_sequence
         self._on_event = on_event
@@ -168,8 +187,8 @@ class SupervisorLink:
         self._failure = ""
         """Why there is no supervisor, as far as is known."""
         self._child: subprocess.Popen[bytes] | None = None
-        self.info: dict[str, Any] = {}
-        """What the supervisor said of itself: pid, started_ns, state_id, seq."""
+        self.info = Welcome(PROTOCOL_VERSION, 0, 0, "", "", 0, is_shutting_down=False)
+        """What the supervisor said of itself when it was connected last."""
 
     async def connect(self) -> None:
         """Connects, starting a supervisor if there is none. Raises SupervisorError."""
@@ -202,7 +221,8 @@ class SupervisorLink:
         )
         try:
             async with asyncio.timeout(PATIENCE_S):
-                self.info = await protocol.ask({**self._hello, "key": read_key(str(self._state_dir))}, b"")
+                hello = self._hello._replace(key=read_key(str(self._state_dir)))
+                self.info = _expected(await protocol.ask(hello), Welcome)
         except JobError as error:
             protocol.close()
             return error.message
@@ -223,10 +243,10 @@ class SupervisorLink:
         self._protocol = protocol
         self._connected.set()
         self._failure, self._is_silent = "", False
-        self._on_event("supervisor.connected", pid=self.info["pid"], sequence=self.info["seq"])
-        if self.info.get("is_shutting_down"):
-            self._on_event("supervisor.shutting_down", pid=self.info["pid"], reason=_SHUTTING_DOWN)
-        self._on_sequence(int(self.info["seq"]))
+        self._on_event("supervisor.connected", pid=self.info.pid, sequence=self.info.sequence)
+        if self.info.is_shutting_down:
+            self._on_event("supervisor.shutting_down", pid=self.info.pid, reason=_SHUTTING_DOWN)
+        self._on_sequence(self.info.sequence)
         return ""
 
     async def run(self) -> None:
@@ -238,9 +258,9 @@ class SupervisorLink:
         while True:
             await self._lost.wait()
             if self._is_leaving:
-                self._on_event("supervisor.left", pid=self.info.get("pid"))
+                self._on_event("supervisor.left", pid=self.info.pid)
                 return
-            self._on_event("supervisor.lost", pid=self.info.get("pid"))
+            self._on_event("supervisor.lost", pid=self.info.pid)
             while not self._connected.is_set():
                 try:
                     await self.connect()
@@ -253,33 +273,32 @@ class SupervisorLink:
                     await asyncio.sleep(retry_s)
                     retry_s = min(_RETRY_MAX_S, retry_s * 2)
 
-    async def shut_down(self, *, stop_jobs: bool) -> dict[str, Any]:
+    async def shut_down(self, *, stop_jobs: bool) -> Leaving:
         """Asks the supervisor to leave once no job is left; `run` then returns instead of starting another."""
-        answer = await self.ask("shutdown", is_idempotent=True, stop_jobs=stop_jobs)
+        answer = await self.ask(Shutdown(stop_jobs), Leaving)
         self._is_leaving = True
         return answer
 
-    async def ask(
-        self, op: str, body: bytes = b"", *, is_idempotent: bool, patience_s: float = PATIENCE_S, **fields: Any
-    ) -> dict[str, Any]:
-        """Asks the supervisor and returns its answer.
+    async def ask(self, request: Request, kind: type[_Answer], *, patience_s: float = PATIENCE_S) -> _Answer:
+        """Asks the supervisor and returns its answer, which is to be of that kind.
 
         A request that can be carried out twice without harm is repeated when the link breaks, but not for ever. Raises
         the JobError of the answer, or Unavailable.
         """
-        header = {"op": op, **fields}
+        is_idempotent = not isinstance(request, _NOT_REPEATED)
         for _ in range(_TRIES_MAX if is_idempotent else 1):
             protocol = await self._wait_connected(patience_s)
             try:
                 async with asyncio.timeout(patience_s):
-                    return await protocol.ask(header, body)
+                    return _expected(await protocol.ask(request), kind)
             except TimeoutError:
                 outcome = "" if is_idempotent else "; the request may or may not be carried out"
                 raise NoAnswer(self._on_silence() + outcome) from None
             except frames.FrameError as error:
                 raise InvalidArgument(f"the request is too large for the supervisor: {error}") from None
             except _LinkLost:
-                header.pop("new", None)
+                if isinstance(request, Start):
+                    request = request._replace(is_new=False)
                 self._on_link_lost(protocol)
         raise Unavailable("the supervisor was lost; the request may or may not have been carried out")
 
@@ -294,9 +313,9 @@ class SupervisorLink:
 
     def _on_silence(self) -> str:
         """What to say of it; the log is told once."""
-        reason = _silence(self.info["pid"])
+        reason = _silence(self.info.pid)
         if not self._is_silent:
-            self._on_event("supervisor.silent", pid=self.info["pid"], reason=reason)
+            self._on_event("supervisor.silent", pid=self.info.pid, reason=reason)
         self._is_silent = True
         return reason
 
@@ -358,7 +377,7 @@ class SupervisorLink:
             return ""
         reason = line.removeprefix("failed: ") or "it ended before it was ready: see supervisor.log there"
         status = await self._exit_status()
-        if status == frames.EXIT_LOCKED or status < 0:  # killed: the next one may fare better
+        if status == EXIT_LOCKED or status < 0:  # killed: the next one may fare better
             return reason
         raise SupervisorError(f"the supervisor cannot run in {self._state_dir}: {reason}")
 

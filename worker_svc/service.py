@@ -18,6 +18,7 @@ from worker_svc.access.guard import CALL, Call, Gate, GuardedService
 from worker_svc.access.policy import CommandPolicy, Decision, Lookups
 from worker_svc.access.roles import Role
 from worker_svc.feed import Feed, unreadable
+from worker_svc.ipc import messages as ipc
 from worker_svc.job import (
     DeadlineExceeded,
     InvalidArgument,
@@ -110,31 +111,32 @@ class WorkerService(GuardedService):
     async def start_job(self, message: pb.StartJobReq) -> pb.StartJobRes:
         messages.check_start_size(message)
         owner = CALL.get().caller.identity
-        header: dict[str, Any] = {"owner": owner, "fp": messages.fingerprint_of(message)}
+        fingerprint = messages.fingerprint_of(message)
         if message.job_id:
             known = self._reader.ever_known(message.job_id)
-            if known is not None and (known.owner, known.fingerprint) == (owner, header["fp"]):
+            if known is not None and (known.owner, known.fingerprint) == (owner, fingerprint):
                 # What was decided once is not judged again: policy, files and limits may be others by now.
                 await CALL.get().allow(message.job_id, _REPEATED)
                 with contextlib.suppress(JobNotFound):  # deleted meanwhile: this one is new
-                    return await self._start(message.job_id, header, messages.secrets_from(message).pack())
+                    secrets = messages.secrets_from(message).pack()
+                    return await self._start(ipc.Start(message.job_id, fingerprint, owner, secrets=secrets))
         start = messages.start_from(message, self._defaults[CALL.get().role_label])
         job_id = message.job_id or str(uuid.uuid4())
         text = (await self._allowed(job_id, start.spec)).to_text()
-        header |= {"spec_bytes": len(text)} if message.job_id else {"spec_bytes": len(text), "new": True}
-        return await self._start(job_id, header, text.encode() + start.stdin + start.secrets.pack())
+        secrets = start.secrets.pack()
+        is_new = not message.job_id
+        return await self._start(ipc.Start(job_id, fingerprint, owner, is_new, text.encode(), start.stdin, secrets))
 
-    async def _start(self, job_id: str, header: dict[str, Any], body: bytes) -> pb.StartJobRes:
+    async def _start(self, request: ipc.Start) -> pb.StartJobRes:
+        job_id = request.job_id
         try:
-            answer = await self._link.ask(
-                "start", body, is_idempotent=True, patience_s=START_ANSWER_S, id=job_id, **header
-            )
+            answer = await self._link.ask(request, ipc.Started, patience_s=START_ANSWER_S)
         except JobExists as error:
             raise self._taken(job_id) or error from None
         except NoAnswer as silence:
             self._check_is_starting(job_id, silence)
             return pb.StartJobRes(job_id=job_id, state=pb.JobState(JobState.STARTING))
-        return pb.StartJobRes(job_id=job_id, state=pb.JobState(answer["state"]), existed=answer["existed"])
+        return pb.StartJobRes(job_id=job_id, state=pb.JobState(answer.state), existed=answer.existed)
 
     def _check_is_starting(self, job_id: str, silence: NoAnswer) -> None:
         """Raises Unavailable where it is not the program that keeps the supervisor from answering."""
@@ -172,9 +174,9 @@ class WorkerService(GuardedService):
         check_job_id(message.job_id)
         number = messages.signal_from("signal", message.signal, 0)
         grace_s = messages.seconds_from("grace", message.grace, -1.0)
-        asked = {"signal": number or None, "grace_s": None if grace_s < 0 else grace_s}
+        stop = ipc.Stop(message.job_id, CALL.get().owner, number or None, None if grace_s < 0 else grace_s)
         with self._end_of(message.job_id) as end:
-            await self._ask("stop", message.job_id, is_idempotent=True, **asked)
+            await self._ask(stop)
             if message.wait and self._record(message.job_id).state is not JobState.FINISHED:
                 self._lasts()
                 await end
@@ -234,22 +236,22 @@ class WorkerService(GuardedService):
         if not message.signal:
             raise InvalidArgument("signal", "must not be empty: name one, such as SIGUSR1")
         number = messages.signal_from("signal", message.signal, 0)
-        await self._ask("signal", message.job_id, is_idempotent=False, signal=number)
+        await self._ask(ipc.SendSignal(message.job_id, CALL.get().owner, number))
         return pb.SignalJobRes()
 
     async def pause_job(self, message: pb.PauseJobReq) -> pb.PauseJobRes:
         check_job_id(message.job_id)
-        await self._ask("pause", message.job_id, is_idempotent=True)
+        await self._ask(ipc.Pause(message.job_id, CALL.get().owner))
         return pb.PauseJobRes()
 
     async def resume_job(self, message: pb.ResumeJobReq) -> pb.ResumeJobRes:
         check_job_id(message.job_id)
-        await self._ask("resume", message.job_id, is_idempotent=True)
+        await self._ask(ipc.Resume(message.job_id, CALL.get().owner))
         return pb.ResumeJobRes()
 
     async def delete_job(self, message: pb.DeleteJobReq) -> pb.DeleteJobRes:
         check_job_id(message.job_id)
-        await self._ask("delete", message.job_id, is_idempotent=False)
+        await self._ask(ipc.Delete(message.job_id, CALL.get().owner))
         return pb.DeleteJobRes()
 
     async def prune_jobs(self, message: pb.PruneJobsReq) -> pb.PruneJobsRes:
@@ -271,7 +273,7 @@ class WorkerService(GuardedService):
         call = CALL.get()
         await call.allow(row.job_id, _PRUNED)
         try:
-            await self._ask("delete", row.job_id, is_idempotent=False, remember=True)
+            await self._ask(ipc.Delete(row.job_id, call.owner, remember=True))
         except JobNotFound as error:  # retention or another client was faster
             call.fail(to_grpc(error).status.name)
             return False
@@ -296,18 +298,17 @@ class WorkerService(GuardedService):
 
     async def shutdown_worker(self, message: pb.ShutdownWorkerReq) -> pb.ShutdownWorkerRes:
         answer = await self._link.shut_down(stop_jobs=message.stop_jobs)
-        return pb.ShutdownWorkerRes(jobs=answer["jobs"])
+        return pb.ShutdownWorkerRes(jobs=answer.jobs)
 
     async def get_worker(self, message: pb.GetWorkerReq) -> pb.GetWorkerRes:
-        status = await self._link.ask("status", is_idempotent=True, patience_s=START_ANSWER_S)
+        status = await self._link.ask(ipc.GetStatus(), ipc.Status, patience_s=START_ANSWER_S)
         owner = CALL.get().owner
         if owner is not None:
-            status["running"], status["queued"] = await self._reads.read_in_turn(
-                owner, lambda reader: reader.live_of(owner)
-            )
+            running, queued = await self._reads.read_in_turn(owner, lambda reader: reader.live_of(owner))
+            status = status._replace(running=running, queued=queued)
         return messages.worker_message(
             status,
-            worker_id=self._link.info["state_id"],
+            worker_id=self._link.info.state_id,
             scheduler_worker_id=self._identity.scheduler_worker_id(),
             version=__version__,
             host=self._identity.host,
@@ -316,7 +317,7 @@ class WorkerService(GuardedService):
             slots=self._identity.slots,
             queue_length=self._identity.queue_length,
             uptime=timedelta(seconds=time.monotonic() - self._identity.started_monotonic_s),
-            draining=self.is_draining or status.get("is_shutting_down", False),
+            draining=self.is_draining or status.is_shutting_down,
         )
 
     # What they have in common
@@ -339,12 +340,9 @@ class WorkerService(GuardedService):
             raise JobNotFound
         return whole
 
-    async def _ask(self, op: str, job_id: str, *, is_idempotent: bool, **fields: Any) -> dict[str, Any]:
-        """Asks for something to be done with one job; the supervisor, too, looks whose it is."""
-        owner = CALL.get().owner
-        if owner is not None:
-            fields["of"] = owner
-        return await self._link.ask(op, is_idempotent=is_idempotent, id=job_id, **fields)
+    async def _ask(self, request: ipc.OfJob) -> None:
+        """Asks for something to be done with one job."""
+        await self._link.ask(request, ipc.Done)
 
     @contextlib.contextmanager
     def _end_of(self, job_id: str) -> Iterator[asyncio.Future[None]]:

@@ -113,7 +113,7 @@ def test_many_ends_in_one_turn(state: Path, level: str) -> None:
 
 def test_stop(supervisor: SupervisorProcess) -> None:
     supervisor.run("j", programs.SLEEP)
-    supervisor.client.ask("stop", id="j", signal=None, grace_s=None)
+    supervisor.client.ask("stop", job_id="j", signal=None, grace_s=None)
     record = supervisor.wait_finished("j")
     assert (record.outcome, record.signal, record.reason) == (Outcome.STOPPED, signal.SIGTERM, "signal: terminated")
     assert [event.reason for event in supervisor.events()][2:] == ["stop requested", "signal: terminated"]
@@ -122,7 +122,7 @@ def test_stop(supervisor: SupervisorProcess) -> None:
 def test_stop_with_the_jobs_own_signal(supervisor: SupervisorProcess) -> None:
     supervisor.run("j", programs.EXIT_ON_USR1, stop_signal=int(signal.SIGUSR1))
     supervisor.wait_output("j", b"ready\n")
-    supervisor.client.ask("stop", id="j")
+    supervisor.client.ask("stop", job_id="j")
     record = supervisor.wait_finished("j")
     assert (record.outcome, record.exit_code) == (Outcome.STOPPED, 7)
     assert record.reason == "stopped (exit status 7)"
@@ -131,7 +131,7 @@ def test_stop_with_the_jobs_own_signal(supervisor: SupervisorProcess) -> None:
 def test_after_the_grace_it_is_killed(supervisor: SupervisorProcess) -> None:
     supervisor.run("j", programs.IGNORE_TERM, stop_grace_s=0.3)
     supervisor.wait_output("j", b"ready\n")
-    supervisor.client.ask("stop", id="j")
+    supervisor.client.ask("stop", job_id="j")
     assert supervisor.record("j").state is JobState.STOPPING
     record = supervisor.wait_finished("j")
     *_, stopping, finished = supervisor.events()
@@ -142,16 +142,16 @@ def test_after_the_grace_it_is_killed(supervisor: SupervisorProcess) -> None:
 def test_asked_again_the_nearer_end_counts(supervisor: SupervisorProcess) -> None:
     supervisor.run("j", programs.IGNORE_TERM, stop_grace_s=600.0)
     supervisor.wait_output("j", b"ready\n")
-    supervisor.client.ask("stop", id="j")
+    supervisor.client.ask("stop", job_id="j")
     assert supervisor.record("j").state is JobState.STOPPING
-    supervisor.client.ask("stop", id="j", grace_s=0.2)
-    supervisor.client.ask("stop", id="j", grace_s=600.0)
+    supervisor.client.ask("stop", job_id="j", grace_s=0.2)
+    supervisor.client.ask("stop", job_id="j", grace_s=600.0)
     assert supervisor.wait_finished("j").signal == signal.SIGKILL
 
 
 def test_no_grace_is_kill_at_once(supervisor: SupervisorProcess) -> None:
     supervisor.run("j", programs.IGNORE_TERM, stop_grace_s=600.0)
-    supervisor.client.ask("stop", id="j", grace_s=0.0)
+    supervisor.client.ask("stop", job_id="j", grace_s=0.0)
     assert supervisor.wait_finished("j").signal in (signal.SIGKILL, signal.SIGTERM)  # before or after its trap
 
 
@@ -159,8 +159,8 @@ def test_asked_again_with_another_signal(supervisor: SupervisorProcess) -> None:
     argv = ["sh", "-c", "trap '' TERM; trap 'exit 7' USR1; echo ready; while :; do sleep 999 & wait; done"]
     supervisor.run("j", argv, stop_grace_s=600.0)
     supervisor.wait_output("j", b"ready\n")
-    supervisor.client.ask("stop", id="j")
-    supervisor.client.ask("stop", id="j", signal=int(signal.SIGUSR1))
+    supervisor.client.ask("stop", job_id="j")
+    supervisor.client.ask("stop", job_id="j", signal=int(signal.SIGUSR1))
     assert supervisor.wait_finished("j").exit_code == 7
 
 
@@ -169,7 +169,7 @@ def test_stops_that_come_before_the_process_does(supervisor: SupervisorProcess) 
     client = supervisor.client
     fields = start_fields("j", programs.SLEEP, stop_signal=int(signal.SIGCONT), stop_grace_s=600.0)
     numbers, batch = [], b""
-    for op, rest in (("start", fields), ("stop", {"id": "j", "grace_s": 0.0}), ("stop", {"id": "j"})):
+    for op, rest in (("start", fields), ("stop", {"job_id": "j", "grace_s": 0.0}), ("stop", {"job_id": "j"})):
         number, frame = client.frame(op, **rest)
         numbers.append(number)
         batch += frame
@@ -182,10 +182,10 @@ def test_stops_that_come_before_the_process_does(supervisor: SupervisorProcess) 
 
 def test_stop_of_a_finished_job_is_fine_and_of_an_unknown_one_is_not(supervisor: SupervisorProcess) -> None:
     record = supervisor.finish("j", programs.TRUE)
-    supervisor.client.ask("stop", id="j")
+    supervisor.client.ask("stop", job_id="j")
     assert supervisor.record("j") == record
     with pytest.raises(Refused, match="not_found: job not found"):
-        supervisor.client.ask("stop", id="unknown")
+        supervisor.client.ask("stop", job_id="unknown")
 
 
 def test_stop_of_one_that_waits(state: Path) -> None:
@@ -193,13 +193,13 @@ def test_stop_of_one_that_waits(state: Path) -> None:
         supervisor.run("a", programs.SLEEP)
         assert supervisor.run("b", programs.SLEEP)["state"] == JobState.QUEUED
         assert supervisor.run("c", programs.SLEEP)["state"] == JobState.QUEUED
-        supervisor.client.ask("stop", id="b")
+        supervisor.client.ask("stop", job_id="b")
         record = supervisor.record("b")
         assert (record.state, record.outcome, record.pid) == (JobState.FINISHED, Outcome.STOPPED, 0)
         assert record.reason == "stopped before it started"
         status = supervisor.client.ask("status")
         assert (status["running"], status["queued"]) == (1, 1)
-        supervisor.client.ask("stop", id="a")
+        supervisor.client.ask("stop", job_id="a")
         supervisor.wait_state("c", JobState.RUNNING)
         assert supervisor.record("b") == record
 
@@ -213,7 +213,7 @@ def test_jobs_stopped_in_the_queue_leave_nothing_behind(state: Path) -> None:
             numbers = []
             for n in range(count):
                 numbers.append(client.send("start", **start_fields(f"{name}{n}", programs.SLEEP, env={"X": "x" * 100})))
-                numbers.append(client.send("stop", id=f"{name}{n}"))
+                numbers.append(client.send("stop", job_id=f"{name}{n}"))
                 if len(numbers) > 200:
                     for number in numbers:
                         client.answer(number)
@@ -255,7 +255,7 @@ def test_time_in_the_queue_does_not_count(state: Path, tmp_path: Path) -> None:
 def test_a_stop_before_the_timeout_is_a_stop(supervisor: SupervisorProcess) -> None:
     supervisor.run("j", programs.IGNORE_TERM, timeout_s=0.6, stop_grace_s=1.0)
     supervisor.wait_output("j", b"ready\n")
-    supervisor.client.ask("stop", id="j")
+    supervisor.client.ask("stop", job_id="j")
     assert supervisor.wait_finished("j").outcome is Outcome.STOPPED
 
 
@@ -263,7 +263,7 @@ def test_a_stop_with_a_long_grace_does_not_outlast_the_timeout(supervisor: Super
     """From the timeout on, the job has its own grace at most, and was stopped all the same."""
     supervisor.run("j", programs.IGNORE_TERM, timeout_s=0.6, stop_grace_s=0.3)
     supervisor.wait_output("j", b"ready\n")
-    supervisor.client.ask("stop", id="j", signal=None, grace_s=DURATION_MAX_S)
+    supervisor.client.ask("stop", job_id="j", signal=None, grace_s=DURATION_MAX_S)
     record = supervisor.wait_finished("j")
     assert (record.outcome, record.signal) == (Outcome.STOPPED, signal.SIGKILL)
     assert record.wall_ns is not None
@@ -273,7 +273,7 @@ def test_a_stop_with_a_long_grace_does_not_outlast_the_timeout(supervisor: Super
 def test_a_timeout_does_not_lengthen_the_grace(supervisor: SupervisorProcess) -> None:
     supervisor.run("j", programs.IGNORE_TERM, timeout_s=0.5, stop_grace_s=1000)
     supervisor.wait_output("j", b"ready\n")
-    supervisor.client.ask("stop", id="j", signal=None, grace_s=0.8)
+    supervisor.client.ask("stop", job_id="j", signal=None, grace_s=0.8)
     assert supervisor.wait_finished("j").signal == signal.SIGKILL
 
 
@@ -282,7 +282,7 @@ def test_a_timeout_in_the_far_future(supervisor: SupervisorProcess, timeout_s: f
     """Farther than epoll can wait in one go (2**31 ms)."""
     supervisor.run("j", programs.SLEEP, timeout_s=timeout_s)
     supervisor.client.ask("status")
-    supervisor.client.ask("stop", id="j")
+    supervisor.client.ask("stop", job_id="j")
     assert supervisor.wait_finished("j").outcome is Outcome.STOPPED
     assert supervisor.process is not None
     assert supervisor.process.poll() is None, supervisor.log()

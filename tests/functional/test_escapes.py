@@ -55,7 +55,7 @@ def test_a_stop_ends_who_got_away_and_holds_up_nobody(
     next_tick()
     supervisor.run("j", apart(escapee(tmp_path, leaves), BY[by]))
     pid = pid_of(tmp_path)
-    supervisor.client.ask("stop", id="j", signal=None, grace_s=None)
+    supervisor.client.ask("stop", job_id="j", signal=None, grace_s=None)
     record = supervisor.wait_finished("j")
     assert (record.outcome, record.stuck) == (Outcome.STOPPED, "")
     eventually_sync(lambda: not is_alive(pid))
@@ -91,7 +91,7 @@ def test_who_may_be_two_jobs_is_named_and_ended_with_the_last(
         next_tick()
         assert supervisor.finish("newer", ["true"]).stuck == ""
         assert is_alive(pid)
-        supervisor.client.ask("stop", id="older", signal=None, grace_s=None)
+        supervisor.client.ask("stop", job_id="older", signal=None, grace_s=None)
         assert supervisor.wait_finished("older").stuck == ""
     eventually_sync(lambda: not is_alive(pid))
 
@@ -113,7 +113,7 @@ def test_who_left_an_adopted_job_is_ended_too(supervisor: SupervisorProcess, tmp
     supervisor.kill()
     supervisor.start()
     assert is_alive(pid)
-    supervisor.client.ask("stop", id="j", signal=None, grace_s=None)
+    supervisor.client.ask("stop", job_id="j", signal=None, grace_s=None)
     assert supervisor.wait_finished("j").stuck == ""
     eventually_sync(lambda: not is_alive(pid))
 
@@ -130,9 +130,9 @@ def test_what_nobody_has_a_record_of_is_ended_by_its_mark_alone(supervisor: Supe
 
 def test_a_paused_job_goes_on_by_a_resume_only(supervisor: SupervisorProcess) -> None:
     supervisor.run("j", ["sh", "-c", "while :; do echo; sleep 0.01; done"])
-    supervisor.client.ask("pause", id="j")
+    supervisor.client.ask("pause", job_id="j")
     with pytest.raises(Refused, match="precondition: the job is paused: ResumeJob"):
-        supervisor.client.ask("signal", id="j", signal=int(signal.SIGCONT))
+        supervisor.client.ask("signal", job_id="j", signal=int(signal.SIGCONT))
 
     def stands() -> bool:
         before = supervisor.output("j")
@@ -141,14 +141,14 @@ def test_a_paused_job_goes_on_by_a_resume_only(supervisor: SupervisorProcess) ->
     eventually_sync(stands)
     written = supervisor.output("j")
     assert supervisor.record("j").paused
-    supervisor.client.ask("resume", id="j")
-    supervisor.client.ask("signal", id="j", signal=int(signal.SIGCONT))
+    supervisor.client.ask("resume", job_id="j")
+    supervisor.client.ask("signal", job_id="j", signal=int(signal.SIGCONT))
     eventually_sync(lambda: len(supervisor.output("j")) > len(written))
 
 
 def test_the_timeout_of_a_paused_job_runs_on(supervisor: SupervisorProcess) -> None:
     supervisor.run("j", SLEEP, timeout_s=0.5)
-    supervisor.client.ask("pause", id="j")
+    supervisor.client.ask("pause", job_id="j")
     assert supervisor.wait_finished("j").outcome is Outcome.TIMED_OUT
 
 

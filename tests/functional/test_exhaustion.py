@@ -76,20 +76,20 @@ def test_no_file_is_left_to_pause_or_resume_with(tmp_path: Path, level: str) -> 
         supervisor.finish("before", programs.TRUE)
         limit_files(supervisor)
         with pytest.raises(Refused, match="unavailable"):
-            supervisor.client.ask("pause", id="j")
+            supervisor.client.ask("pause", job_id="j")
         allow_files(supervisor)
         assert not supervisor.record("j").paused
         written = len(supervisor.output("j"))
         eventually_sync(lambda: len(supervisor.output("j")) > written + 10, PATIENCE_S)
         assert [moved.reason for moved in supervisor.events() if moved.job_id == "j"] == ["", ""]
 
-        supervisor.client.ask("pause", id="j")
+        supervisor.client.ask("pause", job_id="j")
         limit_files(supervisor)
         with pytest.raises(Refused, match="unavailable"):
-            supervisor.client.ask("resume", id="j")
+            supervisor.client.ask("resume", job_id="j")
         allow_files(supervisor)
         assert supervisor.record("j").paused
-        supervisor.client.ask("resume", id="j")
+        supervisor.client.ask("resume", job_id="j")
         assert not supervisor.record("j").paused
         written = len(supervisor.output("j"))
         eventually_sync(lambda: len(supervisor.output("j")) > written + 10, PATIENCE_S)
@@ -103,9 +103,9 @@ def test_no_file_is_left_to_stop_a_paused_job_with(tmp_path: Path, level: str) -
     with supervisor:
         supervisor.run("j", programs.EXIT_ON_TERM, stop_grace_s=1000)
         supervisor.wait_output("j", b"ready\n")
-        supervisor.client.ask("pause", id="j")
+        supervisor.client.ask("pause", job_id="j")
         limit_files(supervisor)
-        supervisor.client.ask("stop", id="j", signal=None, grace_s=None)
+        supervisor.client.ask("stop", job_id="j", signal=None, grace_s=None)
         allow_files(supervisor)
         assert supervisor.wait_finished("j").exit_code == 5
 

@@ -47,7 +47,7 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
         # What ends meanwhile is not lost, what is to be stopped stops.
         (tmp_path / "go").touch()
         eventually_sync(lambda: not programs.state_of(exits_pid), PATIENCE_S, "it was not reaped")
-        stop = supervisor.client.send("stop", id="stopped")
+        stop = supervisor.client.send("stop", job_id="stopped")
         eventually_sync(lambda: not programs.state_of(stopped_pid), PATIENCE_S, "it was not stopped")
         assert supervisor.record("exits").state is JobState.RUNNING  # on record
         with pytest.raises(Refused, match="exhausted"):
@@ -68,7 +68,7 @@ def test_a_start_that_cannot_be_recorded_and_is_stopped_in_the_same_turn(small_d
         client = supervisor.client
         filler = fill(small_disk)
         start, first = client.frame("start", **start_fields("j", programs.SLEEP))
-        stop, second = client.frame("stop", id="j")
+        stop, second = client.frame("stop", job_id="j")
         client.send_bytes(first + second)
         with pytest.raises(Refused, match="exhausted"):
             client.answer(start)
@@ -90,7 +90,7 @@ def test_a_supervisor_starts_on_a_full_disk(small_disk: Path) -> None:
         filler = fill(small_disk)
         supervisor.kill()
         supervisor.start()
-        supervisor.client.send("stop", id="j")
+        supervisor.client.send("stop", job_id="j")
         eventually_sync(lambda: not programs.state_of(pid), PATIENCE_S, "it was not stopped")
         filler.unlink()
         assert supervisor.wait_finished("j").outcome is Outcome.STOPPED
@@ -102,15 +102,15 @@ def test_a_supervisor_starts_on_a_full_disk(small_disk: Path) -> None:
 def test_delete(supervisor: SupervisorProcess, state: Path) -> None:
     supervisor.run("j", programs.SLEEP)
     with pytest.raises(Refused, match="precondition: the job is RUNNING"):
-        supervisor.client.ask("delete", id="j")
-    supervisor.client.ask("stop", id="j")
+        supervisor.client.ask("delete", job_id="j")
+    supervisor.client.ask("stop", job_id="j")
     supervisor.wait_finished("j")
-    supervisor.client.ask("delete", id="j")
+    supervisor.client.ask("delete", job_id="j")
     with supervisor.reader() as reader:
         assert reader.get("j") is None
     eventually_sync(lambda: not list((state / "output").iterdir()), PATIENCE_S, "its output was left")
     with pytest.raises(Refused, match="not_found: job not found"):
-        supervisor.client.ask("delete", id="j")
+        supervisor.client.ask("delete", job_id="j")
     assert len(supervisor.events()) == 4  # history has no gaps
 
 
@@ -118,14 +118,14 @@ def test_an_id_that_is_used_again_keeps_its_new_output(supervisor: SupervisorPro
     """The old output may be removed late, but never in place of the new one."""
     client = supervisor.client
     for turn in range(100):
-        numbers = [client.send("delete", id="j")] if turn else []
-        numbers.append(client.send("start", **start_fields("j", programs.echo(str(turn)), fp=str(turn))))
+        numbers = [client.send("delete", job_id="j")] if turn else []
+        numbers.append(client.send("start", **start_fields("j", programs.echo(str(turn)), fingerprint=str(turn))))
         for number in numbers:
             with suppress(Refused):  # both in one turn: then the start finds the job that is being deleted
                 client.answer(number)
         record = _record_or_none(supervisor, "j")
         if record is None or record.fingerprint != str(turn):
-            client.ask("start", **start_fields("j", programs.echo(str(turn)), fp=str(turn)))
+            client.ask("start", **start_fields("j", programs.echo(str(turn)), fingerprint=str(turn)))
         supervisor.wait_finished("j")
         assert supervisor.output("j") == str(turn).encode()
 

@@ -54,7 +54,7 @@ def test_a_stop_with_a_long_grace_does_not_take_the_timeout_away(
 ) -> None:
     supervisor.client.send("start", **start_fields("j", hangs, timeout_s=0.8, stop_grace_s=1000))
     supervisor.wait_state("j", JobState.STARTING)
-    supervisor.client.ask("stop", id="j", signal=None, grace_s=DURATION_MAX_S)
+    supervisor.client.ask("stop", job_id="j", signal=None, grace_s=DURATION_MAX_S)
     record = supervisor.wait_finished("j")
     assert record.outcome is Outcome.STOPPED
     assert record.reason in ("stopped before it started", "signal: killed")
@@ -85,7 +85,7 @@ def test_what_no_signal_ends_is_named_and_holds_up_nobody(tmp_path: Path) -> Non
             supervisor.run("dead", ["sh", "-c", f": < {mount_point}/program"])
             pid = supervisor.wait_state("dead", JobState.RUNNING).pid
             eventually_sync(Path(f"{mount_point}.asked").exists, PATIENCE_S, "it does not hang")
-            supervisor.client.ask("stop", id="dead", grace_s=0)
+            supervisor.client.ask("stop", job_id="dead", grace_s=0)
             stuck = eventually_sync(lambda: supervisor.record("dead").stuck, PATIENCE_S)
             assert stuck == f"pid {pid} (D) waits in request_wait_answer"
             assert supervisor.record("dead").state is JobState.STOPPING

@@ -13,11 +13,13 @@ from grpclib.exceptions import GRPCError
 
 from tests.support.workers import PATIENCE_S, Worker
 from worker_svc import InvalidArgument, Unavailable, WorkerClient
-from worker_svc.ipc import frames
+from worker_svc.ipc import frames, messages
+from worker_svc.ipc.messages import Done, SendSignal, Start, Started, Stop
 from worker_svc.job import SPEC_MAX_BYTES
 from worker_svc.link import SupervisorLink
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.supervisor.connections import listen
+from worker_svc.supervisor.settings import DEFAULTS
 
 # What gRPC clients take by default.
 ANSWER_MAX_BYTES = 4 * 1024 * 1024
@@ -98,7 +100,7 @@ class Severing:
     def __init__(self, state: Path) -> None:
         self._listener = listen(str(state))
         self._listener.setblocking(True)
-        self.asked: list[str] = []
+        self.asked: list[type[messages.Message]] = []
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
@@ -114,12 +116,12 @@ class Severing:
         decoder = frames.Decoder()
         while received := connected.recv(65536):
             for frame in decoder.feed(received):
-                op = frame.header["op"]
-                if op != "hello":
-                    self.asked.append(op)
+                number, request = messages.number_of(frame), messages.decode(frame)
+                if not isinstance(request, messages.Hello):
+                    self.asked.append(type(request))
                     return
-                ok = {"protocol": frames.PROTOCOL_VERSION, "pid": 1, "started_ns": 0, "state_id": "x", "seq": 0}
-                connected.sendall(frames.encode({"r": frame.header["r"], "ok": ok}))
+                welcome = messages.Welcome(request.protocol, 1, 0, "x", "", 0, is_shutting_down=False)
+                connected.sendall(messages.encode(number, welcome))
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -128,17 +130,17 @@ class Severing:
 
 async def test_a_request_that_breaks_the_link_is_not_repeated_for_ever(tmp_path: Path) -> None:
     supervisor = Severing(tmp_path)
-    link = SupervisorLink(tmp_path, {}, "test", on_sequence=lambda n: None, on_event=lambda *a, **k: None)
+    link = SupervisorLink(tmp_path, DEFAULTS, "test", on_sequence=lambda n: None, on_event=lambda *a, **k: None)
     await link.connect()
     running = asyncio.create_task(link.run())
     with pytest.raises(Unavailable, match="may or may not have been carried out"):
-        await link.ask("start", is_idempotent=True, id="j")
-    assert supervisor.asked == ["start"] * 3
+        await link.ask(Start("j", "", is_new=True), Started)
+    assert supervisor.asked == [Start] * 3
     with pytest.raises(Unavailable, match="may or may not have been carried out"):
-        await link.ask("signal", is_idempotent=False, id="j")
-    assert supervisor.asked == ["start"] * 3 + ["signal"]
+        await link.ask(SendSignal("j"), Done)
+    assert supervisor.asked == [Start] * 3 + [SendSignal]
     with pytest.raises(InvalidArgument, match="too large"):  # it never leaves
-        await link.ask("stop", is_idempotent=True, id="x" * frames.HEADER_MAX_BYTES)
+        await link.ask(Stop("x" * frames.HEADER_MAX_BYTES), Done)
     assert len(supervisor.asked) == 4
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)

@@ -196,7 +196,7 @@ def test_a_clock_that_no_record_can_hold(tmp_path: Path, moment_ns: int) -> None
     supervisor = with_clock(tmp_path, str(moment_ns))
     with supervisor:
         supervisor.run("stopped", programs.SLEEP)
-        supervisor.client.ask("stop", id="stopped", signal=None, grace_s=None)
+        supervisor.client.ask("stop", job_id="stopped", signal=None, grace_s=None)
         assert supervisor.finish("j", programs.exits(3)).exit_code == 3
         record = supervisor.wait_finished("stopped")
         assert record.outcome is Outcome.STOPPED

@@ -206,7 +206,7 @@ def test_while_no_worker_runs_and_by_the_supervisor_that_adopted_it(state: Path,
         sampler.peak = 0
         sampler.until(lambda: size_of(path) > size)
         assert sampler.peak <= cap + SLACK
-        supervisor.client.ask("stop", id="j", grace_s=0.0)
+        supervisor.client.ask("stop", job_id="j", grace_s=0.0)
         record = supervisor.wait_finished("j")
         assert record.outcome in (Outcome.STOPPED, Outcome.LOST)
 
@@ -224,7 +224,7 @@ def test_an_operator_who_removes_or_truncates_it_does_not_lift_the_cap(state: Pa
             size = size_of(opened) + 100 * MIB
             sampler.until(lambda opened=opened, size=size: size_of(opened) > size)  # type: ignore[misc]
             assert sampler.peak <= cap + SLACK
-            supervisor.client.ask("stop", id=job_id, grace_s=0.0)
+            supervisor.client.ask("stop", job_id=job_id, grace_s=0.0)
             assert supervisor.wait_finished(job_id).outcome is Outcome.STOPPED
 
 
@@ -244,7 +244,7 @@ def test_a_file_in_the_place_of_the_output_is_not_touched(state: Path) -> None:
         size = size_of(aside) + 50 * MIB
         sampler.until(lambda: size_of(aside) > size)
         assert sampler.peak <= cap + SLACK
-        supervisor.client.ask("stop", id="j", grace_s=0.0)
+        supervisor.client.ask("stop", job_id="j", grace_s=0.0)
         supervisor.wait_finished("j")
         assert Path(path).read_bytes() == other
         assert stored(path) >= len(other)

@@ -13,7 +13,7 @@ RED, BLUE = "dns:red", "dns:blue"
 
 
 def start(supervisor: SupervisorProcess, job_id: str, argv: list[str], owner: str) -> dict[str, Any]:
-    return supervisor.client.ask("start", owner=owner, **start_fields(job_id, argv, fp="f"))
+    return supervisor.client.ask("start", owner=owner, **start_fields(job_id, argv, fingerprint="f"))
 
 
 def test_no_request_reaches_another_owners_job(supervisor: SupervisorProcess) -> None:
@@ -22,12 +22,12 @@ def test_no_request_reaches_another_owners_job(supervisor: SupervisorProcess) ->
     for op, fields in requests.items():
         for job_id in ("j", "none"):
             with pytest.raises(Refused, match=r"^not_found: job not found$"):
-                supervisor.client.ask(op, id=job_id, of=BLUE, **fields)
-    supervisor.client.ask("stop", id="j", of=RED)
+                supervisor.client.ask(op, job_id=job_id, owner=BLUE, **fields)
+    supervisor.client.ask("stop", job_id="j", owner=RED)
     supervisor.wait_finished("j")
     with pytest.raises(Refused, match="not_found"):
-        supervisor.client.ask("delete", id="j", of=BLUE)
-    supervisor.client.ask("delete", id="j", of=RED)
+        supervisor.client.ask("delete", job_id="j", owner=BLUE)
+    supervisor.client.ask("delete", job_id="j", owner=RED)
 
 
 def test_an_id_belongs_to_its_owner(supervisor: SupervisorProcess) -> None:
@@ -36,7 +36,7 @@ def test_an_id_belongs_to_its_owner(supervisor: SupervisorProcess) -> None:
         with pytest.raises(Refused, match=r"^exists: job_id: belongs to a job with another spec"):
             start(supervisor, "j", programs.SLEEP, BLUE)
         assert start(supervisor, "j", programs.SLEEP, RED)["existed"]
-        supervisor.client.ask("stop", id="j")
+        supervisor.client.ask("stop", job_id="j")
         supervisor.wait_finished("j")
 
 
@@ -45,7 +45,7 @@ def test_owners_outlive_the_supervisor(supervisor: SupervisorProcess) -> None:
     supervisor.kill()
     supervisor.start()
     with pytest.raises(Refused, match="not_found"):
-        supervisor.client.ask("stop", id="j", of=BLUE)
-    supervisor.client.ask("stop", id="j", of=RED)
+        supervisor.client.ask("stop", job_id="j", owner=BLUE)
+    supervisor.client.ask("stop", job_id="j", owner=RED)
     assert supervisor.wait_finished("j").owner == RED
     assert {moved.owner for moved in supervisor.events()} == {RED}

@@ -240,7 +240,7 @@ def test_a_stop_while_it_starts_is_on_record(supervisor: SupervisorProcess) -> N
     supervisor.run("warm", programs.TRUE)
     with supervisor.paused():
         first = supervisor.client.send("start", **start_fields("j", programs.SLEEP))
-        second = supervisor.client.send("stop", id="j", signal=None, grace_s=None)
+        second = supervisor.client.send("stop", job_id="j", signal=None, grace_s=None)
     supervisor.client.answer(first)
     supervisor.client.answer(second)
     assert supervisor.wait_finished("j").outcome is Outcome.STOPPED
@@ -287,7 +287,7 @@ def test_a_stop_that_breaks_off_a_start_is_a_stop(supervisor: SupervisorProcess)
         with supervisor.paused():
             requests = [
                 supervisor.client.send("start", **start_fields(f"j{number}", programs.SLEEP)),
-                supervisor.client.send("stop", id=f"j{number}", signal=None, grace_s=0),
+                supervisor.client.send("stop", job_id=f"j{number}", signal=None, grace_s=0),
             ]
         for request in requests:
             supervisor.client.answer(request)

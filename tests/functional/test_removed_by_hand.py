@@ -12,7 +12,7 @@ import pytest
 from tests.support import programs
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, Refused, SocketClient, SupervisorProcess
-from worker_svc.ipc import frames
+from worker_svc.ipc import frames, messages
 from worker_svc.job import Outcome
 from worker_svc.record.statedir import OUTPUT_NAME, SUPERVISOR_LOCK_NAME
 from worker_svc.record.store import STORE_NAME
@@ -26,7 +26,7 @@ def test_a_second_supervisor_has_the_first_mend_it(supervisor: SupervisorProcess
     for name in names:
         (supervisor.path / name).unlink()
     second, said = supervisor.spawn()
-    assert second.wait(PATIENCE_S) == frames.EXIT_LOCKED
+    assert second.wait(PATIENCE_S) == messages.EXIT_LOCKED
     assert said.startswith(f"failed: {supervisor.path} has a supervisor already (pid {supervisor.pid})")
     assert all(name in said for name in names if name != LOG)
     eventually_sync(lambda: '"supervisor.mended"' in supervisor.log(), PATIENCE_S)

@@ -222,7 +222,7 @@ def test_files_left_by_a_supervisor_that_died_are_removed(state: Path) -> None:
         supervisor.start()
         eventually_sync(lambda: files(state) == keep, PATIENCE_S, "orphans are left, or more is gone")
         supervisor.client.ask("status")
-        supervisor.client.ask("stop", id="running", grace_s=0.0)
+        supervisor.client.ask("stop", job_id="running", grace_s=0.0)
         assert supervisor.wait_finished("queued").outcome is Outcome.SUCCEEDED
 
 

@@ -29,7 +29,7 @@ def test_jobs_need_no_thread_that_was_not_there_before_the_first(supervisor: Sup
     before = threads_of(supervisor)
     for number in range(3):
         supervisor.finish(f"j{number}", programs.TRUE, output_max_bytes=1_000_000)
-    supervisor.client.ask("delete", id="j0")
+    supervisor.client.ask("delete", job_id="j0")
     eventually_sync(lambda: not list((supervisor.path / "output").glob("j0.*")), PATIENCE_S)
     assert threads_of(supervisor) == before
 

@@ -16,10 +16,9 @@ from tests.support.workers import (
     Refused,
     SocketClient,
     SupervisorProcess,
-    key_of,
+    hello_fields,
     start_fields,
 )
-from worker_svc.ipc import frames
 from worker_svc.job import JobState, Outcome
 
 # Slots and the queue
@@ -57,7 +56,7 @@ def test_above_the_queue_is_refused(state: Path) -> None:
         assert caught.value.code == "exhausted"
         assert len(supervisor.events()) == 3  # of a and b; c left no trace
         assert supervisor.run("b", programs.SLEEP) == {"state": JobState.QUEUED, "existed": True}
-        supervisor.client.ask("stop", id="b")
+        supervisor.client.ask("stop", job_id="b")
         assert supervisor.run("c", programs.SLEEP)["state"] == JobState.QUEUED
 
 
@@ -66,7 +65,7 @@ def test_no_queue_at_all(state: Path) -> None:
         supervisor.run("a", programs.SLEEP)
         with pytest.raises(Refused, match="exhausted"):
             supervisor.run("b", programs.SLEEP)
-        supervisor.client.ask("stop", id="a")
+        supervisor.client.ask("stop", job_id="a")
         supervisor.wait_finished("a")
         assert supervisor.run("b", programs.TRUE)["state"] == JobState.RUNNING
 
@@ -86,7 +85,7 @@ def test_a_queued_job_that_cannot_start(state: Path) -> None:
         supervisor.run("a", programs.SLEEP)
         supervisor.run("b", ["no-such-command"])
         supervisor.run("c", programs.TRUE)
-        supervisor.client.ask("stop", id="a")
+        supervisor.client.ask("stop", job_id="a")
         record = supervisor.wait_finished("b")
         assert (record.outcome, record.pid) == (Outcome.START_FAILED, 0)
         assert record.reason.startswith("command: 'no-such-command' was not found")
@@ -112,15 +111,15 @@ def test_a_slot_that_falls_free_in_the_same_turn(state: Path, tmp_path: Path) ->
 
 
 def test_the_same_start_again(supervisor: SupervisorProcess) -> None:
-    supervisor.run("j", programs.SLEEP, fp="one")
-    assert supervisor.run("j", programs.SLEEP, fp="one") == {"state": JobState.RUNNING, "existed": True}
+    supervisor.run("j", programs.SLEEP, fingerprint="one")
+    assert supervisor.run("j", programs.SLEEP, fingerprint="one") == {"state": JobState.RUNNING, "existed": True}
     with pytest.raises(Refused, match="exists: job_id"):
-        supervisor.run("j", programs.SLEEP, fp="two")
-    supervisor.client.ask("stop", id="j")
+        supervisor.run("j", programs.SLEEP, fingerprint="two")
+    supervisor.client.ask("stop", job_id="j")
     supervisor.wait_finished("j")
-    assert supervisor.run("j", programs.SLEEP, fp="one") == {"state": JobState.FINISHED, "existed": True}
+    assert supervisor.run("j", programs.SLEEP, fingerprint="one") == {"state": JobState.FINISHED, "existed": True}
     with pytest.raises(Refused, match="exists: job_id"):
-        supervisor.run("j", programs.SLEEP, fp="two")
+        supervisor.run("j", programs.SLEEP, fingerprint="two")
     assert [event.to_state.name for event in supervisor.events()] == ["STARTING", "RUNNING", "STOPPING", "FINISHED"]
 
 
@@ -128,7 +127,7 @@ def test_the_same_start_of_one_that_could_not_start(supervisor: SupervisorProces
     texts = []
     for _ in range(2):
         with pytest.raises(Refused) as caught:
-            supervisor.run("j", ["no-such-command"], fp="one")
+            supervisor.run("j", ["no-such-command"], fingerprint="one")
         assert caught.value.code == "precondition"
         texts.append(caught.value.text)
     assert texts[0] == texts[1] == supervisor.record("j").reason
@@ -141,8 +140,8 @@ def test_many_of_the_same_start_in_one_turn(supervisor: SupervisorProcess, argv:
     asked = []
     with supervisor.paused():
         for client in clients * 2:
-            asked.append((client, client.send("start", **start_fields("j", argv, fp="one"))))
-        other = clients[0].send("start", **start_fields("j", argv, fp="two"))
+            asked.append((client, client.send("start", **start_fields("j", argv, fingerprint="one"))))
+        other = clients[0].send("start", **start_fields("j", argv, fingerprint="two"))
     with pytest.raises(Refused, match="exists"):
         clients[0].answer(other)
     answers: list[Any] = []
@@ -164,8 +163,7 @@ def test_many_of_the_same_start_in_one_turn(supervisor: SupervisorProcess, argv:
 def test_who_hangs_up_is_not_answered_and_the_job_runs(supervisor: SupervisorProcess) -> None:
     with supervisor.paused():
         client = SocketClient(supervisor.path)
-        key = key_of(supervisor.path)
-        client.send("hello", protocol=frames.PROTOCOL_VERSION, version="test", key=key, settings={})
+        client.send("hello", **hello_fields(supervisor.path))
         client.send("start", **start_fields("j", programs.exits(3)))
         client.close()
     eventually_sync(lambda: supervisor.events(), PATIENCE_S)

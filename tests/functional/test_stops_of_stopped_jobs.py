@@ -51,7 +51,7 @@ def test_a_stopped_job_sees_the_stop_signal(tmp_path: Path, level: str, argv: li
         if adopted:
             supervisor.kill()
             supervisor.start()
-        supervisor.client.ask("stop", id="j", signal=None, grace_s=None)
+        supervisor.client.ask("stop", job_id="j", signal=None, grace_s=None)
         supervisor.wait_finished("j")
         assert supervisor.output("j") == b"ready\ntidied up\n"
 
@@ -61,11 +61,11 @@ def test_a_job_that_an_operator_stopped_in_the_midst_of_its_grace(tmp_path: Path
     with SupervisorProcess(tmp_path / "state") as supervisor:
         supervisor.run("j", ["sh", "-c", "trap '' INT; " + STOPS_ITSELF[2]], stop_signal=2, stop_grace_s=_GRACE_S)
         pid = wait_stopped(supervisor, "j")
-        supervisor.client.ask("stop", id="j", signal=None, grace_s=None)
+        supervisor.client.ask("stop", job_id="j", signal=None, grace_s=None)
         eventually_sync(lambda: state_of(pid) != "T", PATIENCE_S)
         os.kill(pid, signal.SIGSTOP)
         wait_stopped(supervisor, "j")
-        supervisor.client.ask("stop", id="j", signal=int(signal.SIGTERM), grace_s=None)
+        supervisor.client.ask("stop", job_id="j", signal=int(signal.SIGTERM), grace_s=None)
         assert supervisor.wait_finished("j").exit_code == 5
 
 

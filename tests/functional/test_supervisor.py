@@ -28,7 +28,7 @@ from tests.support.workers import (
     SupervisorProcess,
     start_fields,
 )
-from worker_svc.ipc import frames
+from worker_svc.ipc import frames, messages
 from worker_svc.job import Outcome
 from worker_svc.supervisor.spawn import IMPLEMENTATION, NATIVE
 
@@ -111,7 +111,7 @@ def test_shutdown(supervisor: SupervisorProcess) -> None:
 def test_one_supervisor_a_directory(supervisor: SupervisorProcess) -> None:
     second, said = supervisor.spawn()
     assert said == f"failed: {supervisor.path} has a supervisor already (pid {supervisor.pid})"
-    assert second.wait(PATIENCE_S) == frames.EXIT_LOCKED == 3
+    assert second.wait(PATIENCE_S) == messages.EXIT_LOCKED == 3
     supervisor.client.ask("status")
 
 

@@ -13,7 +13,7 @@ import pytest
 from tests.support.fuzzing import FRAMES, Mutator
 from tests.support.programs import TRUE
 from tests.support.waiting import eventually_sync
-from tests.support.workers import Refused, SocketClient, SupervisorProcess, key_of, start_fields, with_spec
+from tests.support.workers import Refused, SocketClient, SupervisorProcess, hello_fields, start_fields, with_spec
 from worker_svc.ipc import frames
 
 VALUES: tuple[Any, ...] = (
@@ -23,8 +23,16 @@ VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 OPS = ("hello", "start", "stop", "signal", "delete", "status", "pause", "resume", "shutdown?", "", "__init__")
 NAMES = (
-    "id", "fp", "spec", "assigned", "new", "signal", "grace_s", "settings", "protocol", "version", "stop_jobs", "op",
+    "job_id", "owner", "fingerprint", "spec", "is_new", "signal", "grace_s", "settings", "protocol", "stop_jobs", "op",
 )  # fmt: skip
+OF_JOB = {"job_id": "job-1", "owner": None}
+WHOLE: dict[str, dict[str, Any]] = {
+    "stop": {**OF_JOB, "signal": None, "grace_s": 0.1},
+    "signal": {**OF_JOB, "signal": 15},
+    "delete": {**OF_JOB, "remember": True},
+    "pause": OF_JOB,
+    "resume": OF_JOB,
+}
 SPEC_NAMES = (
     "command", "path", "args", "env", "cwd", "timeout_s", "stop_signal", "stop_grace_s", "labels", "separate_stderr",
     "output_max_bytes", "output_policy", "stdin_size_bytes", "limits",
@@ -80,13 +88,16 @@ def test_requests_with_anything_for_a_value(supervisor: SupervisorProcess) -> No
     client = supervisor.connect()
     for number in range(4000):
         header: dict[str, Any] = {"r": number + 1, "op": chance.choice(OPS)}
-        for name in chance.choices(NAMES, k=chance.randrange(7)):
+        if chance.random() < 0.8:  # as it should be, but for what is changed next
+            header |= WHOLE.get(header["op"], {})
+        for name in chance.choices(list(header) if chance.random() < 0.8 else NAMES, k=chance.randrange(4)):
             header[name] = chance.choice(VALUES)
         if header.get("op") == "start" and chance.random() < 0.8:
-            header |= {"id": f"job-{number}", "fp": "", "spec": spec(chance)}
+            header |= {"job_id": f"job-{number}", "fingerprint": "", "spec": spec(chance)}
         if header.get("op") == "hello" and not isinstance(header.get("protocol"), int):
-            header |= {"protocol": frames.PROTOCOL_VERSION, "key": key_of(supervisor.path)}
-            header["settings"] = {name: chance.choice(VALUES) for name in ("slots", "base_env", "keep_age_s")}
+            odd = {name: chance.choice(VALUES) for name in ("slots", "base_env", "keep_age_s")}
+            header = {"r": number + 1, "op": "hello", **hello_fields(supervisor.path)}
+            header["settings"] = {**header["settings"]._asdict(), **odd}
         try:
             client.send_bytes(encode(*with_spec(header, chance.choice((b"", b"stdin")))))
             if number % 20 == 19:

@@ -14,11 +14,13 @@ from tests.support.workers import (
     Refused,
     SocketClient,
     SupervisorProcess,
+    hello_fields,
     start_fields,
     with_spec,
 )
-from worker_svc.ipc import frames
+from worker_svc.ipc import frames, messages
 from worker_svc.job import SPEC_MAX_BYTES
+from worker_svc.supervisor.settings import DEFAULTS
 
 # The socket
 
@@ -35,9 +37,9 @@ def test_the_first_request_must_be_hello(supervisor: SupervisorProcess) -> None:
 def test_another_protocol_is_refused(supervisor: SupervisorProcess) -> None:
     client = SocketClient(supervisor.path)
     with pytest.raises(Refused) as caught:
-        client.ask("hello", protocol=frames.PROTOCOL_VERSION + 1, version="99", settings={})
+        client.ask("hello", **hello_fields(supervisor.path) | {"protocol": messages.PROTOCOL_VERSION + 1})
     assert caught.value.code == "version"
-    assert f"speaks protocol {frames.PROTOCOL_VERSION}" in caught.value.text
+    assert f"speaks protocol {messages.PROTOCOL_VERSION}" in caught.value.text
     with pytest.raises(Refused, match="must be hello"):
         client.ask("start", **start_fields("j", programs.TRUE))
     client.close()
@@ -62,6 +64,19 @@ def test_who_talks_nonsense_is_hung_up_on(supervisor: SupervisorProcess, garbage
     assert supervisor.client.ask("status")["running"] == 1
 
 
+START: dict[str, Any] = {"op": "start", "job_id": "j", "fingerprint": ""}
+STOP: dict[str, Any] = {"op": "stop", "job_id": "running", "owner": None, "signal": None, "grace_s": None}
+SIGNAL: dict[str, Any] = {"op": "signal", "job_id": "running", "owner": None}
+DELETE: dict[str, Any] = {"op": "delete", "owner": None, "remember": False}
+HELLO: dict[str, Any] = {
+    "op": "hello",
+    "protocol": messages.PROTOCOL_VERSION,
+    "version": "x",
+    "key": "",
+    "exclusive": False,
+}
+SETTINGS = DEFAULTS._asdict()
+
 MALFORMED: list[dict[str, Any]] = [
     {},
     {"op": None},
@@ -69,37 +84,48 @@ MALFORMED: list[dict[str, Any]] = [
     {"op": ["start"]},
     {"op": "no such request"},
     {"op": "x" * 3_000_000},
+    {"op": "done"},
+    {"op": "doorbell", "sequence": 9},
     {"op": "hello"},
-    {"op": "hello", "protocol": frames.PROTOCOL_VERSION},
-    {"op": "hello", "protocol": frames.PROTOCOL_VERSION, "settings": 1},
+    {"op": "hello", "protocol": messages.PROTOCOL_VERSION},
+    {**HELLO, "settings": 1},
+    {**HELLO, "settings": {}},
+    {**HELLO, "settings": SETTINGS | {"from_the_future": 1}},
+    {**HELLO, "settings": SETTINGS | {"slots": "many"}},
     {"op": "start"},
-    {"op": "start", "id": "j"},
-    {"op": "start", "id": "j", "fp": ""},
-    {"op": "start", "id": "j", "fp": "", "spec_bytes": 3},
-    {"op": "start", "id": "j", "fp": "", "spec_bytes": "many"},
-    {"op": "start", "id": "j", "fp": "", "spec_bytes": -1},
-    {"op": "start", "id": "j", "fp": "", "spec_bytes": SPEC_MAX_BYTES + 1},
-    {"op": "start", "id": "j", "fp": "", "spec": 1},
-    {"op": "start", "id": "j", "fp": "", "spec": {}},
-    {"op": "start", "id": "j", "fp": "", "spec": {"command": "true", "from_the_future": 1}},
-    {"op": "start", "id": "../j", "fp": "", "spec": {"command": "true"}},
-    {"op": "start", "id": "", "fp": "", "spec": {"command": "true"}},
+    {"op": "start", "job_id": "j"},
+    START,
+    {**START, "spec": {"command": "true"}, "from_the_future": 1},
+    {**START, "spec": {"command": "true"}, "is_new": 1},
+    {**START, "spec": {"command": "true", "stdin_size_bytes": 5}},
+    {**START, "spec": 1},
+    {**START, "spec": {}},
+    {**START, "spec": {"command": "x" * SPEC_MAX_BYTES}},
+    {**START, "spec": {"command": "true", "from_the_future": 1}},
+    {**START, "spec": {"command": "true"}, "job_id": "../j"},
+    {**START, "spec": {"command": "true"}, "job_id": ""},
     {"op": "stop"},
-    {"op": "stop", "id": {}},
-    {"op": "stop", "id": []},
-    {"op": "stop", "id": None},
-    {"op": "stop", "id": 1.5},
-    {"op": "stop", "id": 2**70},
-    {"op": "stop", "id": "running", "signal": 99},
-    {"op": "stop", "id": "running", "signal": "TERM"},
-    {"op": "stop", "id": "running", "grace_s": "soon"},
-    {"op": "signal", "id": "running"},
-    {"op": "signal", "id": "running", "signal": 99},
-    {"op": "signal", "id": "running", "signal": -1},
-    {"op": "signal", "id": "running", "signal": "x"},
+    {"op": "stop", "job_id": "running"},
+    {**STOP, "from_the_future": 1},
+    {**STOP, "job_id": {}},
+    {**STOP, "job_id": []},
+    {**STOP, "job_id": None},
+    {**STOP, "job_id": 1.5},
+    {**STOP, "job_id": 2**70},
+    {**STOP, "signal": 99},
+    {**STOP, "signal": "TERM"},
+    {**STOP, "grace_s": "soon"},
+    {**STOP, "grace_s": -1},
+    {**STOP, "grace_s": float("nan")},
+    SIGNAL,
+    {**SIGNAL, "signal": None},
+    {**SIGNAL, "signal": 0.5},
+    {**SIGNAL, "signal": 99},
+    {**SIGNAL, "signal": -1},
+    {**SIGNAL, "signal": "x"},
     {"op": "delete"},
-    {"op": "delete", "id": 2**70},
-    {"op": "delete", "id": []},
+    {**DELETE, "job_id": 2**70},
+    {**DELETE, "job_id": []},
 ]
 
 
@@ -107,12 +133,24 @@ MALFORMED: list[dict[str, Any]] = [
 def test_a_malformed_request_is_answered(supervisor: SupervisorProcess, header: dict[str, Any]) -> None:
     supervisor.run("running", programs.SLEEP)
     client = supervisor.connect()
-    client.send_bytes(frames.encode(*with_spec({"r": 77, **header})))
+    client.send_bytes(frames.encode_frame(*with_spec({"r": 77, **header})))
     with pytest.raises(Refused):
         client.answer(77)
     client.ask("status")
     client.close()
     assert supervisor.client.ask("status")["running"] == 1
+
+
+def test_a_body_of_another_size_than_its_fields_say(supervisor: SupervisorProcess) -> None:
+    header, body = with_spec({"r": 77, **START, "spec": {"command": "true"}})
+    for wrong in (body[:-1], body + b"!"):
+        supervisor.client.send_bytes(frames.encode_frame(header, wrong))
+        with pytest.raises(Refused, match="invalid: start: has a body of"):
+            supervisor.client.answer(77)
+    for odd in (-1, 2**70, "0", None):
+        supervisor.client.send_bytes(frames.encode_frame({**header, "stdin": odd}, body))
+        with pytest.raises(Refused, match="invalid: stdin: "):
+            supervisor.client.answer(77)
 
 
 @pytest.mark.parametrize("number", ['"\\ud800"', "[]", "{}", "null", "1e999", "9" * 400], ids=lambda text: text[:8])

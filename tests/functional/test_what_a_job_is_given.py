@@ -46,7 +46,7 @@ def test_standard_input_of_one_that_waited(state: Path) -> None:
     with with_slots(state, 1) as supervisor:
         supervisor.run("a", programs.SLEEP)
         supervisor.run("j", programs.CAT_STDIN, stdin=b"\0secret")
-        supervisor.client.ask("stop", id="a")
+        supervisor.client.ask("stop", job_id="a")
         supervisor.wait_finished("j")
         assert supervisor.output("j") == b"\0secret"
 
@@ -103,7 +103,7 @@ def test_a_supervisor_started_with_odd_signals_gives_jobs_default_ones(state: Pa
         supervisor.run("j", programs.SLEEP)
         pid = supervisor.record("j").pid
         assert [status_field(pid, name) for name in ("SigIgn", "SigBlk", "SigCgt")] == [0, 0, 0]
-        supervisor.client.ask("stop", id="j")
+        supervisor.client.ask("stop", job_id="j")
         assert supervisor.wait_finished("j").signal == signal.SIGTERM
 
 
@@ -134,7 +134,7 @@ def test_the_command_comes_to_the_process_as_it_was_asked_for(supervisor: Superv
     supervisor.finish("k", ["printf", "[%s]", "", " ", "é", "a\nb", "*", "$HOME"])
     assert supervisor.output("k").decode() == "[][ ][é][a\nb][*][$HOME]"
     spec = {"command": "sh", "path": "-c", "args": ["echo $0", "zero"], "cwd": "/"}
-    supervisor.client.ask("start", id="path", fp="", spec=spec)
+    supervisor.client.ask("start", job_id="path", fingerprint="", spec=spec)
     supervisor.wait_finished("path")
     assert supervisor.output("path") == b"zero\n"
 
@@ -263,8 +263,8 @@ def test_a_job_that_became_another_user(state: Path, tmp_path: Path) -> None:
 
         eventually_sync(is_root, PATIENCE_S)
         with pytest.raises(Refused, match="precondition: the supervisor may not signal"):
-            supervisor.client.ask("signal", id="j", signal=int(signal.SIGTERM))
-        supervisor.client.ask("stop", id="j", grace_s=0.0)
+            supervisor.client.ask("signal", job_id="j", signal=int(signal.SIGTERM))
+        supervisor.client.ask("stop", job_id="j", grace_s=0.0)
         os.kill(pid, signal.SIGKILL)
         record = supervisor.wait_finished("j")
         assert (record.outcome, record.signal) == (Outcome.STOPPED, signal.SIGKILL)

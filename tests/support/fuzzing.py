@@ -12,10 +12,11 @@ from typing import Any, Final
 import betterproto
 from google.protobuf.message import DecodeError
 
-from worker_svc.ipc import frames
+from worker_svc.ipc import frames, messages
 from worker_svc.job import InvalidArgument
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.server.heads import Malformed, Refused, read_head
+from worker_svc.supervisor.settings import DEFAULTS
 from worker_svc.wire import codec
 from worker_svc.wire.codec.shapes import shape_of
 from worker_svc.wire.pool import POOL
@@ -208,11 +209,11 @@ def _normalise(parsed: Any) -> None:
 
 
 FRAMES: Final = (
-    frames.encode({"r": 1, "op": "hello", "protocol": 2, "version": "x", "key": "00", "settings": {"slots": 3}}),
-    frames.encode({"r": 2, "op": "start", "id": "a", "fp": "", "spec_bytes": 18}, b'{"command":"true"}stdin'),
-    frames.encode({"r": 3, "ok": {"state": 3, "existed": False}}),
-    frames.encode({"seq": 9}),
-    frames.encode({"r": 4, "op": "stop", "id": "a", "signal": None, "grace_s": 1e9}),
+    messages.encode(1, messages.Hello(2, "x", "00", DEFAULTS, exclusive=False)),
+    messages.encode(2, messages.Start("a", "", spec=b'{"command":"true"}', stdin=b"stdin")),
+    messages.encode(3, messages.Started(3, existed=False)),
+    messages.encode(0, messages.Doorbell(9)),
+    messages.encode(4, messages.Stop("a", grace_s=1e9)),
 )
 
 

@@ -18,8 +18,9 @@ from tests.support.state_dirs import StateDir
 from tests.support.waiting import PATIENCE_S as PATIENCE_S
 from tests.support.waiting import eventually_sync
 from worker_svc.client import WorkerClient
-from worker_svc.ipc import frames
+from worker_svc.ipc import frames, messages
 from worker_svc.job import JobRecord
+from worker_svc.supervisor.settings import DEFAULTS
 
 ROOT: Final = Path(__file__).parent.parent.parent
 BASE_ENV: Final = {"PATH": "/usr/local/bin:/usr/bin:/bin", "MARK": "from base_env"}
@@ -164,17 +165,14 @@ class SocketClient:
         finally:
             os.close(folder)
         self._decoder = frames.Decoder()
-        self._answers: dict[int, dict[str, Any]] = {}
+        self._answers: dict[int, messages.Message] = {}
         self._number = 0
         self.sequence = 0
         """The latest doorbell's."""
 
     def hello(self, *, exclusive: bool = False, **settings: Any) -> dict[str, Any]:
         settings = {"slots": 1000, "queue_length": 1000, "base_env": BASE_ENV, "idle_exit_s": 60.0, **settings}
-        key = key_of(self.state_dir)
-        return self.ask(
-            "hello", protocol=frames.PROTOCOL_VERSION, version="test", key=key, settings=settings, exclusive=exclusive
-        )
+        return self.ask("hello", **hello_fields(self.state_dir, exclusive=exclusive, **settings))
 
     def ask(self, op: str, body: bytes = b"", **fields: Any) -> dict[str, Any]:
         """Raises Refused."""
@@ -189,8 +187,9 @@ class SocketClient:
     def frame(self, op: str, body: bytes = b"", **fields: Any) -> tuple[int, bytes]:
         """A request to be sent together with others, by `send_bytes`."""
         self._number += 1
-        header, body = with_spec({"r": self._number, "op": op, **fields}, body)
-        return self._number, frames.encode(header, body)
+        if "spec" in fields:
+            fields |= {"spec": json.dumps(fields["spec"]).encode(), "stdin": body}
+        return self._number, messages.encode(self._number, messages.KIND_OF_OP[op](**fields))
 
     def send_bytes(self, data: bytes) -> None:
         self._socket.sendall(data)
@@ -199,24 +198,25 @@ class SocketClient:
         """Raises Refused, or ConnectionError when the supervisor has hung up."""
         while number not in self._answers:
             self.receive()
-        header = self._answers.pop(number)
-        if "error" in header:
-            raise Refused(header["error"], header["text"])
-        ok: dict[str, Any] = header["ok"]
-        return ok
+        answer = self._answers.pop(number)
+        if isinstance(answer, messages.Refused):
+            raise Refused(*answer)
+        return answer._asdict()
 
-    def receive(self) -> list[dict[str, Any]]:
+    def receive(self) -> list[messages.Message]:
         """What comes next, doorbells and all. Raises ConnectionError at its end."""
         received = self._socket.recv(65536)
         if not received:
             raise ConnectionError("the supervisor has hung up")
-        headers = [frame.header for frame in self._decoder.feed(received)]
-        for header in headers:
-            if "seq" in header:
-                self.sequence = header["seq"]
+        arrived = []
+        for frame in self._decoder.feed(received):
+            number, message = messages.number_of(frame), messages.decode(frame)
+            arrived.append(message)
+            if isinstance(message, messages.Doorbell):
+                self.sequence = message.sequence
             else:
-                self._answers[header["r"]] = header
-        return headers
+                self._answers[number] = message
+        return arrived
 
     def wait_hung_up(self) -> None:
         try:
@@ -229,18 +229,30 @@ class SocketClient:
         self._socket.close()
 
 
-def with_spec(header: dict[str, Any], body: bytes = b"") -> tuple[dict[str, Any], bytes]:
-    """A request as it is sent: the text of a start's spec goes into the body, before standard input."""
+def hello_fields(state_dir: Path, *, exclusive: bool = False, **settings: Any) -> dict[str, Any]:
+    return {
+        "protocol": messages.PROTOCOL_VERSION,
+        "version": "test",
+        "key": key_of(state_dir),
+        "settings": DEFAULTS._replace(**settings),
+        "exclusive": exclusive,
+    }
+
+
+def with_spec(header: dict[str, Any], stdin: bytes = b"") -> tuple[dict[str, Any], bytes]:
+    """The header and the body of a start, of which nothing need be right."""
     if "spec" not in header:
-        return header, body
+        return header, stdin
     text = json.dumps(header["spec"]).encode()
-    return {name: value for name, value in header.items() if name != "spec"} | {"spec_bytes": len(text)}, text + body
+    return {"owner": "", "is_new": False, **header, "spec": len(text), "stdin": len(stdin), "secrets": 0}, text + stdin
 
 
-def start_fields(job_id: str, argv: list[str], *, stdin: bytes = b"", fp: str = "", **spec: Any) -> dict[str, Any]:
+def start_fields(
+    job_id: str, argv: list[str], *, stdin: bytes = b"", fingerprint: str = "", **spec: Any
+) -> dict[str, Any]:
     """The fields of a start request."""
     whole = {"command": argv[0], "args": argv[1:], "cwd": "/", "stdin_size_bytes": len(stdin), **spec}
-    return {"id": job_id, "fp": fp, "spec": whole}
+    return {"job_id": job_id, "fingerprint": fingerprint, "spec": whole}
 
 
 class SupervisorProcess(StateDir):
@@ -318,9 +330,13 @@ class SupervisorProcess(StateDir):
             self._client.close()
             self._client = None
 
-    def run(self, job_id: str, argv: list[str], *, stdin: bytes = b"", fp: str = "", **spec: Any) -> dict[str, Any]:
+    def run(
+        self, job_id: str, argv: list[str], *, stdin: bytes = b"", fingerprint: str = "", **spec: Any
+    ) -> dict[str, Any]:
         """Starts a job and returns the answer. Raises Refused."""
-        return self.client.ask("start", stdin, **start_fields(job_id, argv, stdin=stdin, fp=fp, **spec))
+        return self.client.ask(
+            "start", stdin, **start_fields(job_id, argv, stdin=stdin, fingerprint=fingerprint, **spec)
+        )
 
     def finish(self, job_id: str, argv: list[str], *, stdin: bytes = b"", **spec: Any) -> JobRecord:
         """Runs a job to its end."""

@@ -22,7 +22,7 @@ from tests.support.programs import is_alive
 from tests.support.served import failure_of
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, ROOT, SupervisorProcess, Worker
-from worker_svc.ipc import frames
+from worker_svc.ipc import frames, messages
 from worker_svc.job import JobState, Outcome
 from worker_svc.record.store import SCHEMA_VERSION, STORE_NAME
 
@@ -60,7 +60,7 @@ def test_many_supervisors_started_at_once(tmp_path: Path) -> None:
         ready = [line for line in said if line.startswith("ready ")]
         assert len(ready) == 1, said
         refused = [process.wait(PATIENCE_S) for process, line in zip(processes, said, strict=True) if line not in ready]
-        assert refused == [frames.EXIT_LOCKED] * 5
+        assert refused == [messages.EXIT_LOCKED] * 5
         client = supervisor.connect()
         assert client.ask("status")["pid"] == int(ready[0].split()[1])
         client.ask("shutdown", stop_jobs=True)
@@ -215,8 +215,8 @@ def test_of_the_first_version(tmp_path: Path) -> None:
 
 _OTHER_PROTOCOL = """
 import sys
-from worker_svc import frames
-frames.PROTOCOL_VERSION += 1
+from worker_svc.ipc import messages
+messages.PROTOCOL_VERSION += 1
 from worker_svc.supervisor.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -230,8 +230,8 @@ def test_a_supervisor_of_another_version(tmp_path: Path) -> None:
     assert other.stdout is not None
     assert other.stdout.readline() == f"ready {other.pid}\n"
     reason = failure_of(Worker(tmp_path))
-    assert f"the supervisor (pid {other.pid}) speaks protocol {frames.PROTOCOL_VERSION + 1}" in reason
-    assert f"the worker {frames.PROTOCOL_VERSION}" in reason
+    assert f"the supervisor (pid {other.pid}) speaks protocol {messages.PROTOCOL_VERSION + 1}" in reason
+    assert f"the worker {messages.PROTOCOL_VERSION}" in reason
     assert other.poll() is None
     other.terminate()
     assert other.wait(PATIENCE_S) == 0

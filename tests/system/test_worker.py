@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 from tests.support import programs
 from tests.support.programs import rss_bytes, sleeps_for
@@ -17,7 +16,7 @@ from tests.support.served import MIX, assert_logged_exactly_once
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, Worker
 from worker_svc import JobState, Outcome
-from worker_svc.ipc import frames
+from worker_svc.ipc import frames, messages
 from worker_svc.job import JobSpec, Transition
 from worker_svc.job import JobState as State
 from worker_svc.record.store import JobStore
@@ -137,16 +136,15 @@ class PlainSupervisor:
         decoder = frames.Decoder()
         while received := self._connected.recv(65536):
             for frame in decoder.feed(received):
-                self._connected.sendall(self._answer(frame.header))
+                self._connected.sendall(self._answer(messages.number_of(frame), messages.decode(frame)))
 
-    def _answer(self, header: dict[str, Any]) -> bytes:
+    def _answer(self, number: int, request: messages.Message) -> bytes:
         said, rung = self._sequences
-        if header["op"] == "hello":
-            ok: dict[str, Any] = {"protocol": frames.PROTOCOL_VERSION, "pid": os.getpid(), "started_ns": time.time_ns()}
-            ok |= {"state_id": self._store_id, "seq": said}
-            return frames.encode({"r": header["r"], "ok": ok}) + frames.encode({"seq": rung})
-        ok = {"running": 0, "queued": 0, "seq": rung, "uptime_ns": 0, "pid": os.getpid(), "containment": "x"}
-        return frames.encode({"r": header["r"], "ok": {**ok, "can_drop_head": True, "output_degraded": ""}})
+        if isinstance(request, messages.Hello):
+            welcome = messages.Welcome(request.protocol, os.getpid(), time.time_ns(), self._store_id, "", said, False)
+            return messages.encode(number, welcome) + messages.encode(0, messages.Doorbell(rung))
+        status = messages.Status(0, 0, rung, 0, os.getpid(), "x", "", "", {}, True, "", False)
+        return messages.encode(number, status)
 
     def close(self) -> None:
         if self._connected is not None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker_svc.ipc.frames import BODY_MAX_BYTES, HEADER_MAX_BYTES, Decoder, Frame, FrameError, encode
+from worker_svc.ipc.frames import BODY_MAX_BYTES, HEADER_MAX_BYTES, Decoder, Frame, FrameError
+from worker_svc.ipc.frames import encode_frame as encode
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),

@@ -1,28 +1,7 @@
-"""The frames on the unix socket between worker and supervisor, for both sides.
+"""The frames on the unix socket between worker and supervisor, for both ends; what is in them is messages.py's matter.
 
 A frame is an 8-byte head, two big-endian u32 (length of the header, length of the body), then the header, a JSON
-object in UTF-8, then the body, raw bytes: of a start the spec as it is stored, JSON of `spec_bytes` bytes, then what
-the job reads, then its secrets; otherwise empty.
-
-Requests carry `op` and `r`, a number the worker chooses; the answer carries the same `r` and either `ok`, an object,
-or `error`, a code of `job.ERRORS`, with `text`. Besides answers the supervisor sends one kind of frame unasked:
-`{"seq": N}`, a doorbell: all transitions up to N are in the store. The worker reads them there, so a worker that is
-slow, stopped or gone costs the supervisor no memory, and catching up is the same code as living on.
-
-| op | fields | ok |
-|---|---|---|
-| hello | protocol, version, key, settings | protocol, version, pid, started_ns, state_id, cgroup, seq |
-| start | id, fp, owner, spec_bytes, new; body: spec, standard input, secret variables | state, existed |
-| stop | id, signal, grace_s (null: the job's own) | state |
-| signal | id, signal | |
-| pause, resume | id | |
-| delete | id | |
-| status | | what GetWorker tells of the supervisor: running, queued, seq, containment, unenforceable … |
-| shutdown | stop_jobs | jobs: how many it waits for before it leaves |
-
-A start without `spec_bytes` is of a job that must be there already: its body is secret variables.
-
-Any request with an `id` can have `of`, an owner: it then finds no other owner's job.
+object in UTF-8, then the body, raw bytes.
 """
 
 from __future__ import annotations
@@ -33,24 +12,24 @@ from typing import Any, Final, NamedTuple
 
 from worker_svc.job import ARGV_ENV_MAX_BYTES, SPEC_MAX_BYTES, STDIN_MAX_BYTES
 
-# Raised whenever either side could misread the other; worker and supervisor refuse to mix.
-PROTOCOL_VERSION: Final = 2
-
 SOCKET_NAME: Final = "supervisor.sock"
 # What a worker shows in its hello: only who can read the state directory knows it, and no sandbox lets a job do that.
 KEY_NAME: Final = "supervisor.key"
 # Its first eight bytes, little-endian: up to which transition all are logged (telemetry/cursor.py). The worker's alone.
 CURSOR_NAME: Final = "worker.cursor"
 SUPERVISOR_LOG_NAME: Final = "supervisor.log"
-# What a supervisor exits with when another one has the state directory.
-EXIT_LOCKED: Final = 3
 
 _HEAD: Final = struct.Struct("!II")
 # Most of it for the environment that all jobs have, which comes with hello.
 HEADER_MAX_BYTES: Final = 4 * 1024 * 1024
 BODY_MAX_BYTES: Final = SPEC_MAX_BYTES + STDIN_MAX_BYTES + ARGV_ENV_MAX_BYTES
 
-_encode_json = json.JSONEncoder(separators=(",", ":")).encode
+# ASCII: an environment can hold bytes that are no UTF-8, which Python keeps as lone surrogates (PEP 383).
+# What JSONEncoder.encode makes anew for each text, which takes as long as the text itself.
+_json_chunks = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
+    None, None, json.encoder.encode_basestring_ascii, None, ":", ",", False, False, True
+)
+_decode_json = json.JSONDecoder().raw_decode
 
 
 class FrameError(Exception):
@@ -65,10 +44,9 @@ class Frame(NamedTuple):
         return f"Frame({self.header.get('op')!r}, {len(self.body)} bytes)"
 
 
-def encode(header: dict[str, Any], body: bytes = b"") -> bytes:
+def encode_frame(header: dict[str, Any], body: bytes = b"") -> bytes:
     """Raises FrameError: what the other side would have to refuse is not sent."""
-    # ASCII: an environment can hold bytes that are no UTF-8, which Python keeps as lone surrogates (PEP 383).
-    text = _encode_json(header).encode()
+    text = "".join(_json_chunks(header, 0)).encode()
     _check_sizes(len(text), len(body))
     return _HEAD.pack(len(text), len(body)) + text + body
 
@@ -106,9 +84,9 @@ def _check_sizes(header_size: int, body_size: int) -> None:
 
 def _parse(text: bytearray) -> dict[str, Any]:
     try:
-        header = json.loads(text)
+        header, end = _decode_json(text.decode())
     except (ValueError, RecursionError) as error:  # ValueError: bad JSON or bad UTF-8
         raise FrameError(f"frame header is not JSON: {error}") from error
-    if not isinstance(header, dict):
+    if not isinstance(header, dict) or end != len(text):
         raise FrameError("frame header is not a JSON object")
     return header

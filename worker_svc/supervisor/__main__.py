@@ -16,6 +16,7 @@ import sys
 from typing import Final
 
 from worker_svc.ipc import frames
+from worker_svc.ipc.messages import EXIT_LOCKED
 from worker_svc.linux import failpoints, stdio
 from worker_svc.linux.lockfile import LockFile, LockHeld
 from worker_svc.record import statedir
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> int:
         original.remember(store, state_dir)
     except LockHeld as held:
         _tell(ready_fd, f"failed: {state_dir} has a supervisor already (pid {held.pid}){_call(held.pid, state_dir)}")
-        return frames.EXIT_LOCKED
+        return EXIT_LOCKED
     except (OSError, StoreError, ContainmentError, sqlite3.Error, RuntimeError, MemoryError) as error:
         reason = str(error) or "out of memory"
         note("supervisor.failed", reason=reason)

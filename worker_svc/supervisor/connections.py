@@ -7,9 +7,10 @@ import os
 import select
 import socket
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 from worker_svc.ipc import frames
+from worker_svc.ipc.messages import Doorbell, Message, encode
 from worker_svc.linux.kinship import Kinship, peer_credentials
 from worker_svc.supervisor.journal import note
 
@@ -148,12 +149,12 @@ class Connection:
         poll.register(self.fd, select.POLLRDHUP)
         return bool(poll.poll(0))
 
-    def send(self, header: dict[str, Any]) -> None:
-        """Queues a frame; `flush` sends it."""
+    def send(self, number: int, message: Message) -> None:
+        """Queues it as the answer to the request of that number; `flush` sends it."""
         if self.closed:
             return
         try:
-            self._unsent += frames.encode(header)
+            self._unsent += encode(number, message)
         except frames.FrameError as error:  # it quotes what the worker sent
             note("connection.refused", reason=str(error))
             self.close()
@@ -166,7 +167,7 @@ class Connection:
         if self.closed:
             return
         if self._bell and self.greeted and len(self._unsent) < _UNSENT_MAX_BYTES:
-            self.send({"seq": self._bell})
+            self.send(0, Doorbell(self._bell))
             self._bell = 0
         try:
             while self._unsent:

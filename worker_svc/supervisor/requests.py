@@ -6,11 +6,35 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
 
-from worker_svc.ipc import frames
+from worker_svc.ipc.frames import KEY_NAME, Frame
+from worker_svc.ipc.messages import (
+    PROTOCOL_VERSION,
+    SECOND_WORKER,
+    VERSION_MISMATCH,
+    Delete,
+    Done,
+    GetStatus,
+    Hello,
+    Leaving,
+    OfJob,
+    OtherProtocol,
+    Pause,
+    Refused,
+    Request,
+    Resume,
+    SendSignal,
+    Settings,
+    Shutdown,
+    Start,
+    Started,
+    Status,
+    Stop,
+    Welcome,
+    decode,
+    number_of,
+)
 from worker_svc.job import (
     DURATION_MAX_S,
     SPEC_MAX_BYTES,
@@ -20,13 +44,11 @@ from worker_svc.job import (
     JobNotFound,
     JobSpec,
     JobState,
-    KnownJob,
     Outcome,
     PreconditionFailed,
     SecretEnv,
     Unavailable,
     check_job_id,
-    error_message,
     fault_text,
 )
 from worker_svc.linux.clocks import wall_ns
@@ -38,11 +60,8 @@ from worker_svc.supervisor.life.job import Ask, Job
 from worker_svc.supervisor.life.jobs import Jobs
 from worker_svc.supervisor.life.running import Alive, Running
 from worker_svc.supervisor.life.starting import Queued
-from worker_svc.supervisor.settings import Settings
+from worker_svc.supervisor.settings import keep_settings
 from worker_svc.supervisor.spec_check import check_spec
-
-VERSION_MISMATCH: Final = "version"
-SECOND_WORKER: Final = "second_worker"
 
 
 class Requests:
@@ -55,105 +74,91 @@ class Requests:
         self._worker: Connection | None = None
         self._store = store
         self._ledger = ledger
-        self._handlers = {
-            "start": self._start,
-            "stop": self._stop,
-            "signal": self._signal,
-            "pause": self._pause,
-            "resume": self._resume,
-            "delete": self._delete,
-            "status": self._status,
-            "shutdown": self._shutdown,
-        }
 
-    def handle(self, connection: Connection, frame: frames.Frame) -> None:
-        request = frame.header.get("r", 0)
-        op = frame.header.get("op")
+    def handle(self, connection: Connection, frame: Frame) -> None:
+        number = number_of(frame)
         try:
-            if op == "hello":
-                self._hello(connection, request, frame.header)
-                return
-            if not connection.greeted:
+            request = decode(frame)
+            if isinstance(request, Hello):
+                connection.send(number, self._hello(connection, request))
+            elif not connection.greeted:
                 raise InvalidArgument("op", "the first request must be hello")
-            handler = self._handlers.get(op) if isinstance(op, str) else None
-            if handler is None:
-                raise InvalidArgument("op", f"there is no request {op!r}")
-            _check_owner(frame.header, self._owner_of)
-            handler(connection, request, frame)
+            elif isinstance(request, Start):
+                self._start(connection, number, request)
+            elif isinstance(request, GetStatus):
+                connection.send(number, self._status())
+            elif isinstance(request, Request):
+                answer = self._carry_out(request)
+                if isinstance(request, SendSignal):  # nothing of it is recorded
+                    connection.send(number, answer)
+                else:
+                    self._ledger.then(partial(connection.send, number, answer))
+            else:
+                raise InvalidArgument("op", "is no request")
+        except OtherProtocol as protocol:
+            connection.send(number, _refused(VERSION_MISMATCH, _mismatch_text(protocol)))
         except JobError as error:
-            connection.send({"r": request, "error": error.code, "text": error.message})
+            connection.send(number, Refused.by(error))
         except sqlite3.Error as error:
-            connection.send({"r": request, "error": Unavailable.code, "text": f"the store cannot be read now: {error}"})
+            connection.send(number, Refused(Unavailable.code, f"the store cannot be read now: {error}"))
         except (OSError, MemoryError) as error:  # out of files, as a rule
             text = f"the supervisor cannot do it now: {getattr(error, 'strerror', '') or str(error) or 'out of memory'}"
-            connection.send({"r": request, "error": Unavailable.code, "text": text})
+            connection.send(number, Refused(Unavailable.code, text))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            text = error_message(f"malformed {op}: {fault_text(error)}")
-            connection.send({"r": request, "error": InvalidArgument.code, "text": text})
+            connection.send(number, Refused.by(InvalidArgument("the request is malformed", fault_text(error))))
 
-    def _hello(self, connection: Connection, request: int, header: dict[str, Any]) -> None:
-        if header["protocol"] != frames.PROTOCOL_VERSION:
-            text = (
-                f"the supervisor (pid {os.getpid()}) speaks protocol {frames.PROTOCOL_VERSION}, the worker "
-                f"{header['protocol']}: run a worker of the supervisor's version, or end the supervisor once its "
-                "jobs are done"
-            )
-            note("connection.refused", reason=text)
-            connection.send({"r": request, "error": VERSION_MISMATCH, "text": text})
-            return
-        if not self._key.is_right(header["key"]):
+    def _hello(self, connection: Connection, hello: Hello) -> Welcome | Refused:
+        if not self._key.is_right(hello.key):
             self._key.keep()  # for who reads it next
-            raise Unavailable(f"the supervisor (pid {os.getpid()}) was not shown what is in {frames.KEY_NAME}")
-        if header.get("exclusive"):
+            raise Unavailable(f"the supervisor (pid {os.getpid()}) was not shown what is in {KEY_NAME}")
+        if hello.exclusive:
             other = self._worker
             if other is not None and other.pid != connection.pid and not other.is_hung_up():
                 whose = f"{self._jobs.state_dir} is in use by another worker (pid {other.pid})"
-                text = f"state.dir: {whose}: end that one, or set another"
-                note("connection.refused", reason=text)
-                connection.send({"r": request, "error": SECOND_WORKER, "text": text})
-                return
+                return _refused(SECOND_WORKER, f"state.dir: {whose}: end that one, or set another")
             self._worker = connection
-        settings = Settings.from_json(header["settings"])
-        if settings != self._jobs.settings:
-            self._keep(settings)
+        if hello.settings != self._jobs.settings:
+            self._keep(hello.settings)
         connection.greeted = True
-        ok = {
-            "protocol": frames.PROTOCOL_VERSION,
-            "pid": os.getpid(),
-            "started_ns": self._started_ns,
-            "state_id": self._store.state_id,
-            "cgroup": self._jobs.containment.kinship.cgroup,
-            "seq": self._store.sequence,
-            "is_shutting_down": self.is_shutting_down,
-        }
-        connection.send({"r": request, "ok": ok})
+        return Welcome(
+            PROTOCOL_VERSION,
+            os.getpid(),
+            self._started_ns,
+            self._store.state_id,
+            self._jobs.containment.kinship.cgroup,
+            self._store.sequence,
+            self.is_shutting_down,
+        )
 
     def _keep(self, settings: Settings) -> None:
         self._jobs.settings = settings
         try:
-            settings.to_store(self._store)
+            keep_settings(self._store, settings)
         except sqlite3.Error as error:
             # They hold all the same, for as long as this supervisor lives.
             note("settings.not_kept", reason=str(error))
 
-    def _start(self, connection: Connection, request: int, frame: frames.Frame) -> None:
-        job_id, fingerprint = str(frame.header["id"]), str(frame.header["fp"])
-        owner = str(frame.header.get("owner", ""))
+    def _start(self, connection: Connection, number: int, start: Start) -> None:
+        job_id, asked = start.job_id, (start.owner, start.fingerprint)
         check_job_id(job_id, "job_id")
         live = self._jobs.get(job_id)
         if live is not None:
-            _check_same((owner, fingerprint), (live.owner, live.fingerprint))
+            _check_same(asked, (live.owner, live.fingerprint))
             if isinstance(live.now, Queued) and not live.now.secrets:  # lost with an earlier supervisor
-                live.now.secrets = _secrets_of(frame)
-            self._join(live, connection, request)
+                live.now.secrets = start.secrets
+            if live.waiting is not None:
+                live.waiting.append((connection, number, True))
+            else:
+                connection.send(number, Started(int(live.state), existed=True))
             return
         # An id the worker has just made up cannot be on record.
-        if not frame.header.get("new"):
-            known = self._store.ever_known(job_id)
-            if known is not None:
-                _check_same((owner, fingerprint), (known.owner, known.fingerprint))
-                connection.send({"r": request, **_answer_of(known)})
-                return
+        known = None if start.is_new else self._store.ever_known(job_id)
+        if known is not None:
+            _check_same(asked, (known.owner, known.fingerprint))
+            if known.outcome is Outcome.START_FAILED:  # the same as the first one was told
+                raise PreconditionFailed(known.reason)
+            connection.send(number, Started(int(known.state), existed=True))
+            return
         if self._ledger.failure:
             raise self._ledger.refusal()
         if self.is_shutting_down:
@@ -161,153 +166,113 @@ class Requests:
                 f"the supervisor was told to shut down (ShutdownWorker), takes no new job and leaves when the "
                 f"{len(self._jobs)} it has have ended: a worker that is started then takes jobs again"
             )
-        if "spec_bytes" not in frame.header:  # it was thought to be there
+        if not start.spec:  # it was thought to be there
             raise JobNotFound
-        spec, text, rest = _spec_of(frame)
-        stdin, secrets = rest[: spec.stdin_size_bytes], rest[spec.stdin_size_bytes :]
-        if [*SecretEnv.unpack(secrets)] != [*spec.secret_env]:
-            raise InvalidArgument("secret_env", "its values are not those of its names")
-        job = Job(job_id, fingerprint, wall_ns(), owner)
-        job.waiting = [(connection, request, False)]
-        self._jobs.accept(job, spec, stdin, secrets, text)
+        spec, text = _spec_of(start)
+        job = Job(job_id, start.fingerprint, wall_ns(), start.owner)
+        job.waiting = [(connection, number, False)]
+        self._jobs.accept(job, spec, start.stdin, start.secrets, text)
 
-    def _join(self, job: Job, connection: Connection, request: int) -> None:
-        if job.waiting is not None:
-            job.waiting.append((connection, request, True))
-        else:
-            connection.send({"r": request, "ok": {"state": int(job.state), "existed": True}})
+    def _carry_out(self, request: OfJob | Shutdown) -> Done | Leaving:
+        if isinstance(request, Shutdown):
+            return self._shutdown(request)
+        job = self._jobs.get(request.job_id)
+        owner, state = (job.owner, job.state) if job else self._on_record(request.job_id)
+        # The worker has looked whose it is already; the job of this id may be another one by now.
+        if request.owner not in (None, owner):
+            raise JobNotFound
+        match request:
+            case Stop():
+                _check_signal(request.signal)
+                if request.grace_s is not None and not 0 <= request.grace_s <= DURATION_MAX_S:
+                    raise InvalidArgument("grace", f"must be from 0 to {DURATION_MAX_S:.0f} s, not {request.grace_s:g}")
+                if job is not None and state is not JobState.FINISHED:
+                    job.now.stop(Ask(request.signal, request.grace_s))
+            case SendSignal():
+                _signal(job, state, request.signal)
+            case Pause():
+                if not (running := _running(job, state, "paused")).paused:
+                    running.pause()
+            case Resume():
+                if (running := _running(job, state, "resumed")).paused:
+                    running.resume()
+            case Delete():
+                self._delete(job, request)
+        return Done()
 
-    def _stop(self, connection: Connection, request: int, frame: frames.Frame) -> None:
-        job = self._jobs.get(frame.header["id"])
-        if job is None:
-            self._on_record(frame.header["id"])
-        elif job.state is not JobState.FINISHED:
-            job.now.stop(Ask(_signal_of(frame.header), _grace_of(frame.header)))
-        self._ledger.then(partial(connection.send, {"r": request, "ok": {}}))
-
-    def _signal(self, connection: Connection, request: int, frame: frames.Frame) -> None:
-        job = self._jobs.get(frame.header["id"])
-        state = job.state if job else self._on_record(frame.header["id"]).state
-        if job is None or not isinstance(job.now, Alive):
-            raise PreconditionFailed(f"the job is {state.name}: only a running one can be signalled")
-        number = _signal_of(frame.header)
-        if number is None:
-            raise InvalidArgument("signal", "must not be empty")
-        if job.now.paused and number == signal.SIGCONT:
-            raise PreconditionFailed(
-                "the job is paused: ResumeJob lets it go on, SIGCONT would behind the record's back"
-            )
-        job.now.process.signal(number)
-        connection.send({"r": request, "ok": {}})
-
-    def _pause(self, connection: Connection, request: int, frame: frames.Frame) -> None:
-        running = self._running(frame.header["id"], "paused")
-        if not running.paused:
-            running.pause()
-        self._ledger.then(partial(connection.send, {"r": request, "ok": {}}))
-
-    def _resume(self, connection: Connection, request: int, frame: frames.Frame) -> None:
-        running = self._running(frame.header["id"], "resumed")
-        if running.paused:
-            running.resume()
-        self._ledger.then(partial(connection.send, {"r": request, "ok": {}}))
-
-    def _running(self, job_id: str, verb: str) -> Running:
-        job = self._jobs.get(job_id)
-        state = job.state if job else self._on_record(job_id).state
-        if job is None or not isinstance(job.now, Running):
-            raise PreconditionFailed(f"the job is {state.name}: only a running one can be {verb}")
-        return job.now
-
-    def _delete(self, connection: Connection, request: int, frame: frames.Frame) -> None:
-        job_id = frame.header["id"]
-        job = self._jobs.get(job_id)
+    def _delete(self, job: Job | None, request: Delete) -> None:
         if job is not None:
             raise PreconditionFailed(f"the job is {job.state.name}: stop it first, then delete it")
-        row = self._store.finished(job_id)
+        row = self._store.finished(request.job_id)
         if row is None:
             raise JobNotFound
-        self._jobs.retention.delete(row, self._jobs.settings.keep_ids if frame.header.get("remember") else 0)
-        self._ledger.then(partial(connection.send, {"r": request, "ok": {}}))
+        self._jobs.retention.delete(row, self._jobs.settings.keep_ids if request.remember else 0)
 
-    def _status(self, connection: Connection, request: int, frame: frames.Frame) -> None:
-        ok = {
-            "running": self._jobs.running,
-            "queued": self._jobs.queued,
-            "seq": self._store.sequence,
-            "uptime_ns": time.monotonic_ns() - self._started_monotonic_ns,
-            "pid": os.getpid(),
-            "containment": self._jobs.containment.level,
-            "containment_reason": self._jobs.containment.reason,
-            "spawner": self._jobs.spawner.implementation,
-            "unenforceable": self._jobs.containment.unenforceable(),
-            "can_drop_head": self._jobs.outputs.can_drop_head,
-            "output_degraded": self._jobs.outputs.degraded,
-            "is_shutting_down": self.is_shutting_down,
-        }
-        connection.send({"r": request, "ok": ok})
-
-    def _shutdown(self, connection: Connection, request: int, frame: frames.Frame) -> None:
-        note("supervisor.asked_to_leave", jobs=len(self._jobs), stop_jobs=bool(frame.header.get("stop_jobs")))
+    def _shutdown(self, request: Shutdown) -> Leaving:
+        note("supervisor.asked_to_leave", jobs=len(self._jobs), stop_jobs=request.stop_jobs)
         self.is_shutting_down = True
-        if frame.header.get("stop_jobs"):
+        if request.stop_jobs:
             self._jobs.stop_all()
-        self._ledger.then(partial(connection.send, {"r": request, "ok": {"jobs": len(self._jobs)}}))
+        return Leaving(len(self._jobs))
 
-    def _owner_of(self, job_id: str) -> str:
-        live = self._jobs.get(job_id)
-        return live.owner if live else self._on_record(job_id).owner
+    def _status(self) -> Status:
+        jobs = self._jobs
+        return Status(
+            running=jobs.running,
+            queued=jobs.queued,
+            sequence=self._store.sequence,
+            uptime_ns=time.monotonic_ns() - self._started_monotonic_ns,
+            pid=os.getpid(),
+            containment=jobs.containment.level,
+            containment_reason=jobs.containment.reason,
+            spawner=jobs.spawner.implementation,
+            unenforceable=jobs.containment.unenforceable(),
+            can_drop_head=jobs.outputs.can_drop_head,
+            output_degraded=jobs.outputs.degraded,
+            is_shutting_down=self.is_shutting_down,
+        )
 
-    def _on_record(self, job_id: str) -> KnownJob:
+    def _on_record(self, job_id: str) -> tuple[str, JobState]:
+        """Owner and state."""
         known = self._store.known(job_id)
         if known is None:
             raise JobNotFound
-        return known
+        return known.owner, known.state
 
 
-def _spec_of(frame: frames.Frame) -> tuple[JobSpec, str, bytes]:
-    """The spec, its text, and what comes after that. Raises ValueError, TypeError, InvalidArgument."""
-    size = frame.header["spec_bytes"]
-    if not 0 <= size <= SPEC_MAX_BYTES:
-        raise InvalidArgument("spec_bytes", f"must be from 0 to {SPEC_MAX_BYTES}, not {size}")
-    text = frame.body[:size].decode("ascii")
+def _spec_of(start: Start) -> tuple[JobSpec, str]:
+    """The spec, and its text. Raises ValueError, TypeError, InvalidArgument."""
+    if len(start.spec) > SPEC_MAX_BYTES:
+        raise InvalidArgument("spec", f"must be at most {SPEC_MAX_BYTES} bytes, not {len(start.spec)}")
+    text = start.spec.decode("ascii")
     spec = JobSpec.from_text(text)
     check_spec(spec)
-    return spec, text, frame.body[size:]
+    if len(start.stdin) != spec.stdin_size_bytes:
+        raise InvalidArgument("stdin", f"is {len(start.stdin)} bytes, not {spec.stdin_size_bytes}")
+    if [*SecretEnv.unpack(start.secrets)] != [*spec.secret_env]:
+        raise InvalidArgument("secret_env", "its values are not those of its names")
+    return spec, text
 
 
-def _secrets_of(frame: frames.Frame) -> bytes:
-    if "spec_bytes" not in frame.header:
-        return frame.body
-    spec, _, rest = _spec_of(frame)
-    return rest[spec.stdin_size_bytes :]
+def _check_signal(number: int | None) -> None:
+    """Before anything moves: a half-made stop cannot be undone."""
+    if number is not None and number not in signal.valid_signals():
+        raise InvalidArgument("signal", f"there is no signal {number}")
 
 
-def _signal_of(header: dict[str, Any]) -> int | None:
-    """Checked before anything moves: a half-made stop cannot be undone."""
-    number = header.get("signal")
-    if number is None:
-        return None
-    if not isinstance(number, int) or number not in signal.valid_signals():
-        raise InvalidArgument("signal", f"there is no signal {number!r}")
-    return number
+def _signal(job: Job | None, state: JobState, number: int) -> None:
+    if job is None or not isinstance(job.now, Alive):
+        raise PreconditionFailed(f"the job is {state.name}: only a running one can be signalled")
+    _check_signal(number)
+    if job.now.paused and number == signal.SIGCONT:
+        raise PreconditionFailed("the job is paused: ResumeJob lets it go on, SIGCONT would behind the record's back")
+    job.now.process.signal(number)
 
 
-def _grace_of(header: dict[str, Any]) -> float | None:
-    grace_s = header.get("grace_s")
-    if grace_s is None:
-        return None
-    if not isinstance(grace_s, int | float) or not 0 <= grace_s <= DURATION_MAX_S:
-        raise InvalidArgument("grace", f"must be from 0 to {DURATION_MAX_S:.0f} s, not {grace_s!r}")
-    return float(grace_s)
-
-
-def _check_owner(header: dict[str, Any], owner_of: Callable[[str], str]) -> None:
-    """A request that is for the jobs of one owner only finds no others. (The worker has looked already; the job may be
-    another one by now.)"""
-    whose = header.get("of")
-    if whose is not None and owner_of(header["id"]) != whose:
-        raise JobNotFound
+def _running(job: Job | None, state: JobState, verb: str) -> Running:
+    if job is None or not isinstance(job.now, Running):
+        raise PreconditionFailed(f"the job is {state.name}: only a running one can be {verb}")
+    return job.now
 
 
 def _check_same(asked: tuple[str, str], existing: tuple[str, str]) -> None:
@@ -315,8 +280,14 @@ def _check_same(asked: tuple[str, str], existing: tuple[str, str]) -> None:
         raise JobExists("job_id: belongs to a job with another spec: choose another id")
 
 
-def _answer_of(known: KnownJob) -> dict[str, Any]:
-    """What a start is told of a job that is finished already: the same as the first one was."""
-    if known.outcome is Outcome.START_FAILED:
-        return {"error": PreconditionFailed.code, "text": known.reason}
-    return {"ok": {"state": int(known.state), "existed": True}}
+def _mismatch_text(protocol: OtherProtocol) -> str:
+    return (
+        f"the supervisor (pid {os.getpid()}) speaks protocol {PROTOCOL_VERSION}, the worker {protocol}: run a worker "
+        "of the supervisor's version, or end the supervisor once its jobs are done"
+    )
+
+
+def _refused(code: str, text: str) -> Refused:
+    """Of a whole worker, which the operator is told too."""
+    note("connection.refused", reason=text)
+    return Refused(code, text)

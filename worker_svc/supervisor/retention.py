@@ -11,12 +11,12 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from worker_svc.ipc import frames
+from worker_svc.ipc.messages import Settings
 from worker_svc.job import ResourceExhausted, Unavailable
 from worker_svc.linux.threads import start_thread
 from worker_svc.record.store import FinishedRow, JobStore, output_path, stderr_path
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.ledger import Ledger
-from worker_svc.supervisor.settings import Settings
 
 # A step deletes this much at most, between two turns of the loop: a few milliseconds.
 _JOBS_PER_STEP: Final = 64

@@ -19,7 +19,7 @@ from worker_svc.supervisor.mailbox import Mailbox
 from worker_svc.supervisor.outputs import Outputs
 from worker_svc.supervisor.reserve import Reserve
 from worker_svc.supervisor.retention import Retention
-from worker_svc.supervisor.settings import Settings
+from worker_svc.supervisor.settings import kept_settings
 from worker_svc.supervisor.spawn import IMPLEMENTATION, Spawned, Spawner, SpawnFailed
 from worker_svc.supervisor.timers import Timers
 
@@ -45,7 +45,7 @@ class House:
         self.state_dir = state_dir
         self.hidden = os.path.realpath(state_dir)
         self.boot_id = boot_id()
-        self.settings = Settings.from_store(store)
+        self.settings = kept_settings(store)
         self.store = store
         self.ledger = ledger
         self.epoll = epoll

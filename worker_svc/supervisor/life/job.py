@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from worker_svc.ipc.messages import Refused, Started
 from worker_svc.job import JobError, JobSpec, JobState, LeaderExit, OutputPolicy, OutputVia, StopCause
 
 if TYPE_CHECKING:
@@ -145,8 +146,5 @@ class Job:
     def answer(self, error: JobError | None = None) -> None:
         """To all who wait for its start."""
         waiting, self.waiting = self.waiting or [], None
-        for connection, request, existed in waiting:
-            if error is not None:
-                connection.send({"r": request, "error": error.code, "text": error.message})
-            else:
-                connection.send({"r": request, "ok": {"state": int(self.state), "existed": existed}})
+        for connection, number, existed in waiting:
+            connection.send(number, Refused.by(error) if error is not None else Started(int(self.state), existed))

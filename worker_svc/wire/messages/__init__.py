@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from worker_svc.job import (
     STDIN_MAX_BYTES,
@@ -37,6 +37,9 @@ from worker_svc.wire.messages.limits import (
     sandbox_from,
     sandbox_message,
 )
+
+if TYPE_CHECKING:
+    from worker_svc.ipc.messages import Status  # of which a client has no use
 
 LIST_PAGE_MAX = 1000
 LIST_PAGE_DEFAULT = 100
@@ -279,20 +282,20 @@ def is_error(record: JobRecord) -> bool:
     return record.state is JobState.FINISHED and record.outcome is not Outcome.SUCCEEDED
 
 
-def worker_message(status: dict[str, Any], **known: Any) -> pb.GetWorkerRes:
+def worker_message(status: Status, **known: Any) -> pb.GetWorkerRes:
     """From the supervisor's status; `known` is what the worker knows by itself."""
     return pb.GetWorkerRes(
-        running=status["running"],
-        queued=status["queued"],
-        containment=status["containment"],
-        containment_reason=status["containment_reason"],
-        spawner=status["spawner"],
-        unenforceable={f"limits.{field}": reason for field, reason in status["unenforceable"].items()},
-        supervisor_uptime=_duration(status["uptime_ns"]),
-        supervisor_pid=status["pid"],
-        last_sequence=status["seq"],
-        can_drop_head=status["can_drop_head"],
-        output_degraded=status.get("output_degraded", ""),
+        running=status.running,
+        queued=status.queued,
+        containment=status.containment,
+        containment_reason=status.containment_reason,
+        spawner=status.spawner,
+        unenforceable={f"limits.{field}": reason for field, reason in status.unenforceable.items()},
+        supervisor_uptime=_duration(status.uptime_ns),
+        supervisor_pid=status.pid,
+        last_sequence=status.sequence,
+        can_drop_head=status.can_drop_head,
+        output_degraded=status.output_degraded,
         **known,
     )
 
