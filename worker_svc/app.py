@@ -35,7 +35,7 @@ from worker_svc.reading import LongReads
 from worker_svc.record.store import StoreError, StoreReader
 from worker_svc.registration import Registration
 from worker_svc.server import GrpcServer, close_sockets
-from worker_svc.service import Identity, WorkerService
+from worker_svc.service import WorkerFacts, WorkerService
 from worker_svc.starting import StartError, bind, check_start, take_signals_as_usual, worker_lock
 from worker_svc.telemetry import Log, TransitionLog, set_up_log
 from worker_svc.wire.messages.defaults import start_defaults
@@ -266,8 +266,8 @@ class _Worker:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _identity(self) -> Identity:
-        return Identity(
+    def _identity(self) -> WorkerFacts:
+        return WorkerFacts(
             host=socket.gethostname(),
             slots=self._config.jobs.resolved_slots,
             queue_length=self._config.jobs.queue_length,

@@ -58,7 +58,7 @@ START_ANSWER_S: Final = 5.0
 _ANSWER_BYTES: Final = 256 * 1024
 
 
-class Identity(NamedTuple):
+class WorkerFacts(NamedTuple):
     """What GetWorker tells that does not change while the worker runs, or only rarely."""
 
     host: str
@@ -80,7 +80,7 @@ class WorkerService(GuardedService):
         feed: Feed,
         output: OutputReader,
         defaults: Mapping[str, Defaults],
-        identity: Identity,
+        identity: WorkerFacts,
         gate: Gate,
         policy: CommandPolicy,
     ) -> None:

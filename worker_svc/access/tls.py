@@ -8,7 +8,6 @@ import math
 import os
 import re
 import ssl
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -110,22 +109,23 @@ def _refuse_passphrase() -> str:
 
 
 def _load_ca(context: ssl.SSLContext, ca_file: Path, key: str) -> None:
-    try:
-        context.load_verify_locations(ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise SecurityError(f"{key}: {ca_file}: {error}") from error
-    if not context.cert_store_stats()["x509_ca"]:
+    if not _load(context, ca_file, key)["x509_ca"]:
         raise SecurityError(f"{key}: {ca_file}: has no certificate of an authority")
 
 
 def _load_crl(context: ssl.SSLContext, crl_file: Path) -> None:
-    try:
-        context.load_verify_locations(crl_file)
-    except (OSError, ssl.SSLError) as error:
-        raise SecurityError(f"grpc_server.crl_file: {crl_file}: {error}") from error
-    if not context.cert_store_stats()["crl"]:
+    if not _load(context, crl_file, "grpc_server.crl_file")["crl"]:
         raise SecurityError(f"grpc_server.crl_file: {crl_file}: has no list of revoked certificates")
     context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+
+
+def _load(context: ssl.SSLContext, path: Path, key: str) -> dict[str, int]:
+    """How many there are of each kind in the context then."""
+    try:
+        context.load_verify_locations(path)
+    except (OSError, ssl.SSLError) as error:
+        raise SecurityError(f"{key}: {path}: {error}") from error
+    return context.cert_store_stats()
 
 
 def acceptance(context: ssl.SSLContext | None, crl_file: Path | None) -> Callable[[ssl.SSLObject], bool]:
@@ -150,9 +150,13 @@ def acceptance(context: ssl.SSLContext | None, crl_file: Path | None) -> Callabl
 
 def expiry_s(connection: ssl.SSLObject) -> float:
     """When, in seconds since the epoch, the certificate that the client showed expires, or one of those above it."""
-    chain: Any = connection._sslobj.get_verified_chain()  # type: ignore[attr-defined]  # the public one, of 3.13, has only bytes
-    ends = [ssl.cert_time_to_seconds(str(certificate.get_info()["notAfter"])) for certificate in chain or ()]
+    ends = [ssl.cert_time_to_seconds(str(certificate.get_info()["notAfter"])) for certificate in _chain(connection)]
     return min(ends, default=math.inf)
+
+
+def _chain(connection: ssl.SSLObject) -> Sequence[Any]:
+    """From the client's certificate up to the authority; what Python 3.13 has for it in public gives bytes only."""
+    return connection._sslobj.get_verified_chain() or ()  # type: ignore[attr-defined]
 
 
 def _crl_bytes(crl_file: Path) -> bytes:
@@ -172,9 +176,7 @@ def _is_listed(serial: int, crl: bytes) -> bool:
 
 def _anchor(connection: ssl.SSLObject) -> bytes:
     """The authority that the handshake ended at."""
-    if sys.version_info >= (3, 13):
-        return b"".join(connection.get_verified_chain()[-1:])
-    chain: Any = connection._sslobj.get_verified_chain()  # type: ignore[attr-defined]  # public from 3.13 on
+    chain = _chain(connection)
     return bytes(chain[-1].public_bytes(_ENCODING_DER)) if chain else b""
 
 
