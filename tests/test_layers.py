@@ -21,7 +21,7 @@ FLOORS = (
     ("config", "output", "record", "registration"),
     ("supervisor", "feed", "reading", "telemetry"),
     ("access", "link"),
-    ("listing",),
+    ("batches", "listing"),
     ("service",),
     ("server", "client"),
     ("public",),

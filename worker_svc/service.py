@@ -17,6 +17,7 @@ from worker_svc import __version__
 from worker_svc.access.guard import CALL, Call, Gate, GuardedService
 from worker_svc.access.policy import CommandPolicy, Decision, Lookups
 from worker_svc.access.roles import Role
+from worker_svc.batches import Batches, Needs
 from worker_svc.feed import Feed, unreadable
 from worker_svc.ipc import messages as ipc
 from worker_svc.job import (
@@ -97,6 +98,8 @@ class WorkerService(GuardedService):
         self._identity = identity
         self._reads = reads
         self._listing = Listing(reads, self._files)
+        places = identity.slots + identity.queue_length
+        self._batches = Batches(Needs(self.one_of_many, feed, reader, reads, self._files, self._whole, places))
 
     def _is_owned(self, job_id: str, owner: str) -> bool:
         return self._reader.is_owned(job_id, owner)
@@ -319,6 +322,25 @@ class WorkerService(GuardedService):
             uptime=timedelta(seconds=time.monotonic() - self._identity.started_monotonic_s),
             draining=self.is_draining or status.is_shutting_down,
         )
+
+    # Many jobs in one call
+
+    async def run_jobs(self, messages: AsyncIterator[pb.RunJobsReq]) -> AsyncIterator[Encoded]:  # type: ignore[override]
+        self._lasts()
+        async with contextlib.aclosing(self._batches.run(messages)) as replies:  # type: ignore[type-var]
+            async for reply in replies:
+                yield reply
+
+    async def start_jobs(self, message: pb.StartJobsReq) -> pb.StartJobsRes:
+        return await self._batches.start(message)
+
+    async def query_jobs(self, message: pb.QueryJobsReq) -> Encoded:  # type: ignore[override]
+        return await self._batches.query(message)
+
+    async def stop_jobs(self, message: pb.StopJobsReq) -> pb.StopJobsRes:
+        if any(stop.wait for stop in message.stops):
+            self._lasts()
+        return await self._batches.stop(message)
 
     # What they have in common
 

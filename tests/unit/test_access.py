@@ -49,6 +49,10 @@ EXPECTED = {
     "StreamJob": ("yes", "own", "yes", "yes"),
     "ShutdownWorker": ("no", "no", "no", "yes"),
     "GetWorker": ("yes", "own", "yes", "yes"),
+    "RunJobs": ("no", "own", "own", "own"),
+    "StartJobs": ("no", "own", "own", "own"),
+    "QueryJobs": ("yes", "own", "yes", "yes"),
+    "StopJobs": ("no", "own", "yes", "yes"),
 }
 WORDS = {Verdict.ALLOWED: "yes", Verdict.OWN: "own", Verdict.DENIED: "no"}
 
@@ -76,7 +80,7 @@ def test_the_guard_can_tell_whose_job_it_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(RPCS))
 def test_looking_changes_nothing_and_all_else_is_audited(name: str) -> None:
-    looks = {"QueryJob", "ListJobs", "WatchJobs", "WaitJob", "StreamJob", "GetWorker"}
+    looks = {"QueryJob", "ListJobs", "WatchJobs", "WaitJob", "StreamJob", "GetWorker", "QueryJobs"}
     assert RPCS[name].mutates == (name not in looks)
     # Whoever only looks may not change anything.
     assert RPCS[name].verdict(Role.VIEWER) is (Verdict.DENIED if RPCS[name].mutates else Verdict.ALLOWED)

@@ -12,9 +12,9 @@ import logging
 import re
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import grpclib.const
 import grpclib.server
@@ -49,6 +49,10 @@ _OWN_JOBS_ONLY: Final = "own jobs only"
 # What stands in the log for a job id that is none: that can be whatever a caller writes.
 _MALFORMED_ID: Final = "(malformed)"
 _TROUBLE_TOLD_S: Final = 10.0
+# A start by the policy, the requests of many one by one.
+_DECIDED_LATER: Final = (Scope.START, Scope.MANY)
+
+_T = TypeVar("_T")
 
 log = logging.getLogger(__name__)
 
@@ -198,26 +202,47 @@ class GuardedService(pb.WorkerBase):
             current = Call(name, rpc, caller, self._gate, cast(Room, stream))  # GrpcServer's
             CALL.set(current)
             try:
-                with self._disk_trouble_told():
-                    await self._handle(current, handle, cardinality, stream)
-            except (JobError, GRPCError) as error:
-                answer = statuses.to_grpc(error) if isinstance(error, JobError) else error
-                current.fail(answer.status.name)
-                await self._gate.audit.settled()
-                raise GRPCError(answer.status, current.masked(answer.message or ""), answer.details) from error
+                await self._settled(current, self._handle(current, handle, cardinality, stream))
             except asyncio.CancelledError:
                 if not self.is_draining or task.uncancel():
                     raise
                 current.fail(Status.UNAVAILABLE.name)
                 raise GRPCError(Status.UNAVAILABLE, _DRAINING) from None
-            except Exception:  # a fault of ours, which is told where all calls are
-                current.fail(Status.INTERNAL.name)
-                raise
             finally:
                 self._calls.discard(task)
                 self._lasting.discard(task)
 
         return call
+
+    async def _settled(self, call: Call, handling: Awaitable[_T]) -> _T:
+        """What it comes to. Raises GRPCError: the answer to whatever went wrong."""
+        try:
+            with self._disk_trouble_told():
+                return await handling
+        except (JobError, GRPCError) as error:
+            answer = statuses.to_grpc(error) if isinstance(error, JobError) else error
+            call.fail(answer.status.name)
+            await self._gate.audit.settled()
+            raise GRPCError(answer.status, call.masked(answer.message or ""), answer.details) from error
+        except Exception:  # a fault of ours, which is told where all calls are
+            call.fail(Status.INTERNAL.name)
+            raise
+
+    async def one_of_many(self, name: str, request: Any) -> Any:
+        """Handles one request of a call that holds many, as if it were a call by itself. Raises GRPCError."""
+        whole = CALL.get()
+        call = Call(name, RPCS[name], whole.caller, self._gate, whole.room)
+        token = CALL.set(call)
+        try:
+            return await self._settled(call, self._handle_one(call, getattr(self, method_name(name)), request))
+        finally:
+            CALL.reset(token)
+
+    async def _handle_one(self, call: Call, handle: Callable[[Any], Awaitable[Any]], request: Any) -> Any:
+        if call.verdict is Verdict.DENIED:
+            self._refuse(call)
+        await self._check(call, request)
+        return await handle(request)
 
     @contextlib.contextmanager
     def _disk_trouble_told(self) -> Iterator[None]:
@@ -274,7 +299,7 @@ class GuardedService(pb.WorkerBase):
             if not self._is_owned(job_id, call.caller.identity):
                 call.deny(job_id, _OWN_JOBS_ONLY)
                 raise JobNotFound
-        if call.rpc.mutates and call.rpc.scope is not Scope.START:  # a start is yet to be decided by the policy
+        if call.rpc.mutates and call.rpc.scope not in _DECIDED_LATER:
             denied = self._denial_of(call, request)
             if denied is not None:
                 call.deny(job_id, denied.rule)

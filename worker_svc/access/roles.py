@@ -55,6 +55,8 @@ class Scope(Enum):
     """The request may be about many jobs: the handler narrows it down to `Call.owner`."""
     START = "start"
     """The job comes to belong to the caller."""
+    MANY = "many"
+    """The request holds others, each of which passes the guard as a call by itself."""
     NONE = "none"
     """It is about no job."""
 
@@ -92,6 +94,10 @@ RPCS: Final[dict[str, Rpc]] = {
     "StreamJob":      Rpc(_ALL, _OWN,     _ALL,    _ALL, Scope.JOB),
     "ShutdownWorker": Rpc(_NO,  _NO,      _NO,     _ALL, Scope.NONE, mutates=True, makes_room=True),
     "GetWorker":      Rpc(_ALL, _OWN,     _ALL,    _ALL, Scope.QUERY),
+    "RunJobs":        Rpc(_NO,  _OWN,     _OWN,    _OWN, Scope.MANY, mutates=True),
+    "StartJobs":      Rpc(_NO,  _OWN,     _OWN,    _OWN, Scope.MANY, mutates=True),
+    "QueryJobs":      Rpc(_ALL, _OWN,     _ALL,    _ALL, Scope.MANY),
+    "StopJobs":       Rpc(_NO,  _OWN,     _ALL,    _ALL, Scope.MANY, mutates=True, makes_room=True),
 }  # fmt: skip
 UNKNOWN_RPC: Final = Rpc(_NO, _NO, _NO, _NO, Scope.NONE, mutates=True)
 

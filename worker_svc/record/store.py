@@ -6,8 +6,10 @@ A commit is durable when it returns: WAL with synchronous=FULL fsyncs the log at
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from worker_svc.job import JobRecord, JobSpec, JobState, KnownJob, Outcome, Transition
@@ -81,6 +83,14 @@ class StoreReader:
     def get(self, job_id: str, *, whole: bool = False) -> JobRecord | None:
         """Brief, if its spec is large, unless the whole is asked for."""
         return _get(self._db, job_id, WHOLE_RECORD_COLUMNS if whole else RECORD_COLUMNS)
+
+    def get_all(self, job_ids: Sequence[str]) -> dict[str, JobRecord]:
+        """Those of them that there are; brief, as `get`."""
+        rows = self._db.execute(
+            f"SELECT {RECORD_COLUMNS} FROM jobs WHERE job_id IN (SELECT value FROM json_each(?))",
+            (json.dumps(job_ids),),
+        )
+        return {record.job_id: record for record in map(record_from_row, rows)}
 
     def ever_known(self, job_id: str) -> KnownJob | None:
         """Also if retention took it, and its id is remembered."""

@@ -68,6 +68,8 @@ class Call(GrpclibStream[Any, Any]):
         self._fault: GRPCError | None = None
         """What is wrong with the request: told in place of the next message."""
         self._received = 0
+        self._unread_bytes = 0
+        """Of a stream of requests: held back from the client's window, since an earlier message is not taken."""
         self._more: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         """Resolved when the client takes more, for who waits for that."""
@@ -95,13 +97,33 @@ class Call(GrpclibStream[Any, Any]):
             self._connection.http2.consumed(self._stream_id, len(data))
             return
         self._buffer += data
+        if self._is_full:
+            self._unread_bytes += len(data)
+            return
+        self._take_messages()
+        # What is held is bounded by what was claimed, or by the client's window while nothing is.
+        self._connection.http2.consumed(self._stream_id, len(data))
+
+    @property
+    def _is_full(self) -> bool:
+        """Of a stream of requests one is held at a time: who does not take it makes the client wait."""
+        return self._cardinality.client_streaming and bool(self._requests)
+
+    def _take_messages(self) -> None:
         try:
-            while self._take_message():
+            while not self._is_full and self._take_message():
                 pass
         except GRPCError as fault:
             self._fail(fault)
-        # What is held is bounded by what was claimed, or by the client's window while nothing is.
-        self._connection.http2.consumed(self._stream_id, len(data))
+
+    def _read_on(self) -> None:
+        """A request of a stream was taken."""
+        self._take_messages()
+        if self._unread_bytes:
+            self._connection.http2.consumed(self._stream_id, self._unread_bytes)
+            self._unread_bytes = 0
+            self._connection.has_to_send()
+        self._check_end()
 
     def _take_message(self) -> bool:
         """Raises GRPCError."""
@@ -141,6 +163,11 @@ class Call(GrpclibStream[Any, Any]):
 
     def end_of_request(self) -> None:
         self._has_ended = True
+        self._check_end()
+
+    def _check_end(self) -> None:
+        if not self._has_ended or self._is_full:
+            return
         if self._size >= 0 or self._buffer:
             self._fail(GRPCError(Status.INVALID_ARGUMENT, "the message is cut off"))
         elif not self._received and not self._requests and not self._cardinality.client_streaming:
@@ -245,6 +272,8 @@ class Call(GrpclibStream[Any, Any]):
             await self._more
         data = self._requests.popleft()
         self._received += 1
+        if self._cardinality.client_streaming:
+            self._read_on()
         codec = self._connection.codec
         is_large = len(data) > LARGE_BYTES
         try:

@@ -75,6 +75,8 @@ _CALL_S: Final = 0.0002
 _MESSAGE_S: Final = 0.0001
 # The part of the most streams that calls which last may not take: there is always room for a StopJob.
 _KEPT_FREE: Final = 8
+# What these do not take must leave room in the connection's window for the other calls.
+_REQUEST_STREAMS_MAX: Final = 3
 _LASTING_UNARY: Final = frozenset({"/jobscheduler.Worker/WaitJob"})
 
 
@@ -340,6 +342,11 @@ class ServerConnection(asyncio.BufferedProtocol):
         if len(self._lasting) >= most and _is_lasting(head.path, method):
             text = f"this connection has {most} streams and waits already: use another one"
             raise Refused(Status.RESOURCE_EXHAUSTED, text)
+        if method.cardinality.client_streaming:
+            streams = sum(call.method.cardinality.client_streaming for call in self._lasting)
+            if streams >= _REQUEST_STREAMS_MAX:
+                text = f"this connection has {streams} streams of requests already: use another one"
+                raise Refused(Status.RESOURCE_EXHAUSTED, text)
         return method
 
     def start(self, call: Call) -> None:

@@ -10,10 +10,13 @@ from datetime import (
 )
 from typing import (
     TYPE_CHECKING,
+    AsyncIterable,
     AsyncIterator,
     Dict,
+    Iterable,
     List,
     Optional,
+    Union,
 )
 
 import betterproto
@@ -938,6 +941,112 @@ class LogState(betterproto.Message):
 
 
 @dataclass(eq=False, repr=False)
+class RunJobsReq(betterproto.Message):
+    """Jobs to run, 1000 at most."""
+
+    starts: List["StartJobReq"] = betterproto.message_field(10)
+    """
+    Each needs a job_id, which no other has that is under way in this call.
+    """
+
+    in_flight: int = betterproto.uint32_field(11)
+    """
+    Of the first message only: how many jobs may be without a result. Zero, or more than that: as many as the worker has
+     slots and places in its queue, at most 4096.
+    """
+
+    transitions: bool = betterproto.bool_field(12)
+    """
+    Of the first message only: whether the jobs' transitions are told too.
+    """
+
+    view: "JobView" = betterproto.enum_field(13)
+    """Of the first message only: how much of a result's job is told."""
+
+
+@dataclass(eq=False, repr=False)
+class RunJobsRes(betterproto.Message):
+    """What has come about, in any number."""
+
+    results: List["JobResult"] = betterproto.message_field(10)
+    """
+    One for each start: the job when it is finished, or why it was not started. A start that says UNAVAILABLE or
+     RESOURCE_EXHAUSTED can be made again.
+    """
+
+    transitions: List["JobTransition"] = betterproto.message_field(11)
+    """Of jobs that have no result yet: a job's are told before its result."""
+
+
+@dataclass(eq=False, repr=False)
+class JobResult(betterproto.Message):
+    """What came of one job among many."""
+
+    job_id: str = betterproto.string_field(10)
+    code: int = betterproto.int32_field(11)
+    """
+    A status of gRPC, and its message: those of a call for this job alone. Zero: OK.
+    """
+
+    message: str = betterproto.string_field(12)
+    job: "Job" = betterproto.message_field(13)
+    """RunJobs and QueryJobs: all that is known of it."""
+
+    state: "JobState" = betterproto.enum_field(14)
+    """StartJobs: as in StartJobRes."""
+
+    existed: bool = betterproto.bool_field(15)
+
+
+@dataclass(eq=False, repr=False)
+class StartJobsReq(betterproto.Message):
+    """
+    Jobs to start, 1000 at most, all of them together no larger than one message may be.
+    """
+
+    starts: List["StartJobReq"] = betterproto.message_field(10)
+
+
+@dataclass(eq=False, repr=False)
+class StartJobsRes(betterproto.Message):
+    """In the order of the request."""
+
+    results: List["JobResult"] = betterproto.message_field(10)
+
+
+@dataclass(eq=False, repr=False)
+class QueryJobsReq(betterproto.Message):
+    """At most 1000."""
+
+    job_ids: List[str] = betterproto.string_field(10)
+
+
+@dataclass(eq=False, repr=False)
+class QueryJobsRes(betterproto.Message):
+    """
+    In the order of the request. Beyond 2 MiB, jobs are answered with RESOURCE_EXHAUSTED: ask again for those.
+    """
+
+    results: List["JobResult"] = betterproto.message_field(10)
+
+
+@dataclass(eq=False, repr=False)
+class StopJobsReq(betterproto.Message):
+    """
+    At most 1000. With `wait` in some of them, the answer comes when those are finished.
+    """
+
+    stops: List["StopJobReq"] = betterproto.message_field(10)
+
+
+@dataclass(eq=False, repr=False)
+class StopJobsRes(betterproto.Message):
+    """In the order of the request."""
+
+    results: List["JobResult"] = betterproto.message_field(10)
+
+
+@dataclass(eq=False, repr=False)
 class RegisterReq(betterproto.Message):
     """A worker that offers itself."""
 
@@ -1212,6 +1321,76 @@ class WorkerStub(betterproto.ServiceStub):
             metadata=metadata,
         )
 
+    async def run_jobs(
+        self,
+        run_jobs_req_iterator: Union[AsyncIterable[RunJobsReq], Iterable[RunJobsReq]],
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> AsyncIterator[RunJobsRes]:
+        async for response in self._stream_stream(
+            "/jobscheduler.Worker/RunJobs",
+            run_jobs_req_iterator,
+            RunJobsReq,
+            RunJobsRes,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        ):
+            yield response
+
+    async def start_jobs(
+        self,
+        start_jobs_req: "StartJobsReq",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "StartJobsRes":
+        return await self._unary_unary(
+            "/jobscheduler.Worker/StartJobs",
+            start_jobs_req,
+            StartJobsRes,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def query_jobs(
+        self,
+        query_jobs_req: "QueryJobsReq",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "QueryJobsRes":
+        return await self._unary_unary(
+            "/jobscheduler.Worker/QueryJobs",
+            query_jobs_req,
+            QueryJobsRes,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def stop_jobs(
+        self,
+        stop_jobs_req: "StopJobsReq",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None
+    ) -> "StopJobsRes":
+        return await self._unary_unary(
+            "/jobscheduler.Worker/StopJobs",
+            stop_jobs_req,
+            StopJobsRes,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
 
 class SchedulerStub(betterproto.ServiceStub):
     async def register_worker(
@@ -1299,6 +1478,21 @@ class WorkerBase(ServiceBase):
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def get_worker(self, get_worker_req: "GetWorkerReq") -> "GetWorkerRes":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def run_jobs(
+        self, run_jobs_req_iterator: AsyncIterator[RunJobsReq]
+    ) -> AsyncIterator[RunJobsRes]:
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+        yield RunJobsRes()
+
+    async def start_jobs(self, start_jobs_req: "StartJobsReq") -> "StartJobsRes":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def query_jobs(self, query_jobs_req: "QueryJobsReq") -> "QueryJobsRes":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def stop_jobs(self, stop_jobs_req: "StopJobsReq") -> "StopJobsRes":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def __rpc_start_job(
@@ -1405,6 +1599,37 @@ class WorkerBase(ServiceBase):
         response = await self.get_worker(request)
         await stream.send_message(response)
 
+    async def __rpc_run_jobs(
+        self, stream: "grpclib.server.Stream[RunJobsReq, RunJobsRes]"
+    ) -> None:
+        request = stream.__aiter__()
+        await self._call_rpc_handler_server_stream(
+            self.run_jobs,
+            stream,
+            request,
+        )
+
+    async def __rpc_start_jobs(
+        self, stream: "grpclib.server.Stream[StartJobsReq, StartJobsRes]"
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.start_jobs(request)
+        await stream.send_message(response)
+
+    async def __rpc_query_jobs(
+        self, stream: "grpclib.server.Stream[QueryJobsReq, QueryJobsRes]"
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.query_jobs(request)
+        await stream.send_message(response)
+
+    async def __rpc_stop_jobs(
+        self, stream: "grpclib.server.Stream[StopJobsReq, StopJobsRes]"
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.stop_jobs(request)
+        await stream.send_message(response)
+
     def __mapping__(self) -> Dict[str, grpclib.const.Handler]:
         return {
             "/jobscheduler.Worker/StartJob": grpclib.const.Handler(
@@ -1490,6 +1715,30 @@ class WorkerBase(ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 GetWorkerReq,
                 GetWorkerRes,
+            ),
+            "/jobscheduler.Worker/RunJobs": grpclib.const.Handler(
+                self.__rpc_run_jobs,
+                grpclib.const.Cardinality.STREAM_STREAM,
+                RunJobsReq,
+                RunJobsRes,
+            ),
+            "/jobscheduler.Worker/StartJobs": grpclib.const.Handler(
+                self.__rpc_start_jobs,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                StartJobsReq,
+                StartJobsRes,
+            ),
+            "/jobscheduler.Worker/QueryJobs": grpclib.const.Handler(
+                self.__rpc_query_jobs,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                QueryJobsReq,
+                QueryJobsRes,
+            ),
+            "/jobscheduler.Worker/StopJobs": grpclib.const.Handler(
+                self.__rpc_stop_jobs,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                StopJobsReq,
+                StopJobsRes,
             ),
         }
 
