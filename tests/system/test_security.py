@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from tests.support import programs
 from tests.support.peers import Peer, Peers
 from tests.support.secured import last_audit, tls_keys
 from tests.support.workers import PATIENCE_S, Worker
-from worker_svc.access.roles import RPCS, Role, Verdict
+from worker_svc.access.roles import RPCS, Role, Scope, Verdict
 
 ROLE_OF = {"admin": Role.ADMIN, "operator": Role.OPERATOR, "red": Role.SUBMITTER, "viewer": Role.VIEWER}
 
@@ -98,6 +99,12 @@ def prepared(rpc: str, owner: Peer) -> dict[str, Any]:
             return {"jobID": job_id}
         case "PruneJobs":
             return {"max_count": 1_000_000}
+        case "StartJobs" | "RunJobs":
+            return {"starts": [{"command": "true", "job_id": f"many-{time.monotonic_ns()}"}]}
+        case "QueryJobs":
+            return {"job_ids": [owner.start("true")]}
+        case "StopJobs":
+            return {"stops": [{"jobID": owner.start(*programs.SLEEP)}]}
     return {}
 
 
@@ -123,7 +130,13 @@ def test_each_role_against_each_rpc(secured: Worker, clients: dict[str, Peer], r
         assert answer.details == f"{rpc} is not for role {label}, which dns:{role} has"
     else:
         assert answer.name == "OK", answer
-    if RPCS[rpc].mutates:
+    if RPCS[rpc].scope is Scope.MANY and verdict is not Verdict.DENIED:
+        assert [result.code for result in answer.message.results] == [0]
+        if RPCS[rpc].mutates:  # as a call for that job alone
+            (one,) = fields.get("starts") or fields["stops"]
+            line = last_audit(secured, identity=f"dns:{role}", rpc="StopJob" if rpc == "StopJobs" else "StartJob")
+            assert (line["decision"], line["job_id"]) == ("allowed", one.get("jobID") or one["job_id"])
+    elif RPCS[rpc].mutates:
         line = last_audit(secured, identity=f"dns:{role}", rpc=rpc)
         assert line["decision"] == ("denied" if verdict is Verdict.DENIED else "allowed")
         started = answer.message.jobID if rpc == "StartJob" and answer.message else ""

@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING
 from worker_svc.client.errors import Unreachable, Untrusted
 
 if TYPE_CHECKING:
+    from worker_svc.client.many import RunResult
     from worker_svc.client.worker_client import WorkerClient
 else:
 
     def __getattr__(name):
+        if name == "RunResult":
+            from worker_svc.client.many import RunResult
+
+            return RunResult
         if name != "WorkerClient":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from worker_svc.client.worker_client import WorkerClient
@@ -22,4 +27,4 @@ else:
         return WorkerClient
 
 
-__all__ = ["Unreachable", "Untrusted", "WorkerClient"]
+__all__ = ["RunResult", "Unreachable", "Untrusted", "WorkerClient"]

@@ -10,6 +10,7 @@ from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError
 
 from worker_svc.job import InvalidArgument
+from worker_svc.wire.codec import Encoded
 from worker_svc.wire.codec.shapes import shape_of
 
 
@@ -22,6 +23,8 @@ class ClientCodec(CodecBase):
     def encode(self, message: Any, message_type: Any) -> bytes:
         """Raises InvalidArgument, naming the field, for text that is no Unicode (a lone surrogate, as Python makes of a
         stray byte in argv) and for numbers that their field cannot carry; TypeError for what is of the wrong type."""
+        if type(message) is Encoded:
+            return message.data
         shape = shape_of(message_type)
         try:
             return shape.build(message).SerializeToString()  # type: ignore[no-any-return]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime
 from ssl import SSLContext, SSLError
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from grpclib.config import Configuration
 from grpclib.exceptions import GRPCError, StreamTerminatedError
@@ -17,7 +17,7 @@ from worker_svc.address import Address
 from worker_svc.client.codec import ClientCodec
 from worker_svc.client.connection import ClientChannel
 from worker_svc.client.errors import lost, not_reached, not_trusted, too_late
-from worker_svc.client.fields import count, duration, member
+from worker_svc.client.fields import UINT64_MAX, count, duration, member, start_request
 from worker_svc.job import DeadlineExceeded, Unavailable
 from worker_svc.pb.jobscheduler import (
     DeleteJobReq,
@@ -41,11 +41,11 @@ from worker_svc.pb.jobscheduler import (
     QueryJobReq,
     QueryJobRes,
     ResumeJobReq,
+    RunJobsRes,
     Sandbox,
     ShutdownWorkerReq,
     ShutdownWorkerRes,
     SignalJobReq,
-    StartJobReq,
     StartJobRes,
     StopJobReq,
     StreamJobReq,
@@ -55,12 +55,14 @@ from worker_svc.pb.jobscheduler import (
 )
 from worker_svc.wire.statuses import from_grpc
 
+if TYPE_CHECKING:
+    from worker_svc.client.many import RunResult, Specs
+
 T = TypeVar("T")
 
 # On the wire a wait of zero means "no limit"; here it means "do not wait".
 _SHORTEST_WAIT_S: Final = 0.001
 _STREAM_WINDOW_BYTES: Final = 1024 * 1024
-_UINT64_MAX: Final = 2**64 - 1
 
 
 class WorkerClient:
@@ -208,29 +210,67 @@ class WorkerClient:
             JobExists: the `job_id` is another job's.
             PreconditionFailed: the machine cannot give a limit, user or sandbox, or the command cannot be executed.
         """
-        request = StartJobReq(
-            command=command,
-            path=path,
-            args=[*args],
-            env=dict(env or {}),
+        request = start_request(
+            command,
+            path,
+            args=args,
+            env=env,
             cwd=cwd,
             stdin=stdin,
-            timeout=duration("timeout", timeout_s),
+            timeout_s=timeout_s,
             stop_signal=stop_signal,
-            stop_grace=duration("stop_grace", stop_grace_s),
-            labels=dict(labels or {}),
+            stop_grace_s=stop_grace_s,
+            labels=labels,
             separate_stderr=separate_stderr,
             job_id=job_id,
-            output_max_bytes=count("output_max_bytes", output_max_bytes, _UINT64_MAX),
-            output_policy=member(OutputPolicy, "output_policy", output_policy),
-            output_via=member(OutputVia, "output_via", output_via),
+            output_max_bytes=output_max_bytes,
+            output_policy=output_policy,
+            output_via=output_via,
             limits=limits,
             identity=identity,
             sandbox=sandbox,
-            leader_exit=member(LeaderExit, "leader_exit", leader_exit),
-            secret_env=dict(secret_env or {}),
+            leader_exit=leader_exit,
+            secret_env=secret_env,
         )
         return await self._call(self._stub.start_job(request, timeout=deadline_s))
+
+    async def run_many(
+        self, specs: Specs, *, in_flight: int = 256, view: int = JobView.NO_SPEC, patience_s: float = 60.0
+    ) -> AsyncGenerator[RunResult, None]:
+        """Run jobs to their end over one stream; yields the result of each as it finishes, in no particular order.
+
+            specs = ({"command": "convert", "args": [name], "timeout_s": 60} for name in names)
+            async for result in worker.run_many(specs):
+                print(result.job_id, result.error or result.job.outcome)
+
+        No more than `in_flight` jobs are without a result at any time, and no more specs are taken, nor jobs started,
+        while results are not. When the connection is lost it is made again, and what has no result yet is asked for
+        again: a job runs once and has one result. What goes wrong with one job is its result's `error`.
+
+        Args:
+            specs: the arguments of `start` for each job, as a mapping, or a StartJobReq; any iterable or asynchronous
+                iterable of them. A job without a `job_id` is given one: with ids of your own, the same specs can be run
+                again after this program ended too, and only what was not run before is run.
+            view: a JobView: how much is told of a finished job; by default all but the spec.
+            patience_s: for how many seconds a worker may be out of reach until Unavailable is raised.
+        """
+        from worker_svc.client.many import ManyRuns
+
+        runs = ManyRuns(
+            specs,
+            max(1, count("in_flight", in_flight, 2**32 - 1)),
+            member(JobView, "view", view),
+            patience_s,
+        )
+        async with aclosing(runs.results(self._run_jobs)) as results:
+            async for result in results:
+                yield result
+
+    async def _run_jobs(self, requests: AsyncIterator[Any]) -> AsyncGenerator[RunJobsRes, None]:
+        with self._errors():
+            async with aclosing(self._stub.run_jobs(requests)) as replies:  # type: ignore[type-var]
+                async for reply in replies:
+                    yield reply
 
     async def stop(
         self,
@@ -295,7 +335,7 @@ class WorkerClient:
     async def watch(self, from_sequence: int = 0, job_ids: Iterable[str] = ()) -> AsyncGenerator[JobTransition, None]:
         """Transitions from a sequence number on (0: only new ones, 1: all), live after catching up, without end; of
         some jobs only, if `job_ids` names any. Raises OutOfRange for a number that was never given out."""
-        request = WatchJobsReq(from_sequence=count("from_sequence", from_sequence, _UINT64_MAX), job_ids=[*job_ids])
+        request = WatchJobsReq(from_sequence=count("from_sequence", from_sequence, UINT64_MAX), job_ids=[*job_ids])
         with self._errors():
             async with aclosing(self._stub.watch_jobs(request)) as transitions:  # type: ignore[type-var]
                 async for transition in transitions:
@@ -348,8 +388,8 @@ class WorkerClient:
         """
         request = PruneJobsReq(
             max_age=duration("max_age", max_age_s),
-            max_count=count("max_count", max_count, _UINT64_MAX),
-            max_bytes=count("max_bytes", max_bytes, _UINT64_MAX),
+            max_count=count("max_count", max_count, UINT64_MAX),
+            max_bytes=count("max_bytes", max_bytes, UINT64_MAX),
             dry_run=dry_run,
         )
         return await self._call(self._stub.prune_jobs(request, timeout=deadline_s))
@@ -386,9 +426,9 @@ class WorkerClient:
         request = StreamJobReq(
             job_id=job_id,
             stream=member(OutputStream, "stream", stream),
-            offset=count("offset", offset, _UINT64_MAX),
-            tail_bytes=count("tail_bytes", tail_bytes, _UINT64_MAX),
-            tail_lines=count("tail_lines", tail_lines, _UINT64_MAX),
+            offset=count("offset", offset, UINT64_MAX),
+            tail_bytes=count("tail_bytes", tail_bytes, UINT64_MAX),
+            tail_lines=count("tail_lines", tail_lines, UINT64_MAX),
             follow=follow,
         )
         with self._errors():
