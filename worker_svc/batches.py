@@ -278,7 +278,11 @@ class _Run:
                 # What ended was another job of this id, deleted by now: this one will.
                 self._under_way[job_id] = _Stage.STARTED
                 continue
-            reply += encode(pb.RunJobsRes(results=[await self._result_of(job_id, record)]))
+            part = encode(pb.RunJobsRes(results=[await self._result_of(job_id, record)]))
+            if reply and len(part) > _MESSAGE_BYTES:  # a whole spec: it goes by itself
+                job_ids.insert(0, job_id)
+                break
+            reply += part
             told += 1
         self._ended.extendleft(reversed(job_ids))
         return bytes(reply), told

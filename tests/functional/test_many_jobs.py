@@ -203,8 +203,8 @@ async def test_a_spec_that_cannot_be_sent_is_its_own_result(shared_client: Worke
         ("odd", False), ("fine", True), ("fine", True), ("fine", True), ("", False)
     ]  # fmt: skip
     assert str(results[0].error).startswith("command: is not valid Unicode")
-    with pytest.raises(TypeError, match="comand"):
-        assert not [result async for result in shared_client.run_many([{"comand": "true"}])]
+    with pytest.raises(TypeError, match="labelz"):
+        assert not [result async for result in shared_client.run_many([{"command": "true", "labelz": {}}])]
 
 
 # Unary batches

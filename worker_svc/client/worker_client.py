@@ -267,8 +267,10 @@ class WorkerClient:
                 yield result
 
     async def _run_jobs(self, requests: AsyncIterator[Any]) -> AsyncGenerator[RunJobsRes, None]:
+        from worker_svc.client.many import exchange
+
         with self._errors():
-            async with aclosing(self._stub.run_jobs(requests)) as replies:  # type: ignore[type-var]
+            async with aclosing(exchange(self._stub, requests)) as replies:
                 async for reply in replies:
                     yield reply
 
