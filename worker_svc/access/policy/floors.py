@@ -54,25 +54,24 @@ def _judge_user(role: str, tables: Tables, asked: Identity, floors: Floors) -> I
 
 
 def _judge_privileges(role: str, tables: Tables, asked: Identity, floors: Floors) -> Iterator[str]:
-    if asked.no_new_privs or not floors.identity.no_new_privs:
-        return
-    opened_by = next((name for name, rules in tables if rules.allow_new_privs), "")
-    if not opened_by:
-        remedy = f"unless [policy.{role}] has allow_new_privs = true"
-        raise Denied("jobs.no_new_privs: true", f"identity.no_new_privs: role {role} may not turn it off, {remedy}")
-    yield f"{opened_by}.allow_new_privs"
+    if floors.identity.no_new_privs and not asked.no_new_privs:
+        problem = f"identity.no_new_privs: role {role} may not turn it off"
+        yield _opened_by("allow_new_privs", role, tables, "jobs.no_new_privs: true", problem)
 
 
 def _judge_sandbox(role: str, tables: Tables, asked: Sandbox, floor: Sandbox) -> Iterator[str]:
     wider = _wider(asked, floor)
-    if wider is None:
-        return
-    opened_by = next((name for name, rules in tables if rules.allow_sandbox_changes), "")
-    if not opened_by:
+    if wider is not None:
         rule, problem = wider
-        remedy = f"unless [policy.{role}] has allow_sandbox_changes = true"
-        raise Denied(f"sandbox.{rule}", f"{problem} by role {role}, {remedy}")
-    yield f"{opened_by}.allow_sandbox_changes"
+        yield _opened_by("allow_sandbox_changes", role, tables, f"sandbox.{rule}", f"{problem} by role {role}")
+
+
+def _opened_by(flag: str, role: str, tables: Tables, rule: str, problem: str) -> str:
+    """The rule that sets the flag. Raises Denied."""
+    for name, rules in tables:
+        if getattr(rules, flag):
+            return f"{name}.{flag}"
+    raise Denied(rule, f"{problem}, unless [policy.{role}] has {flag} = true")
 
 
 def _wider(asked: Sandbox, floor: Sandbox) -> tuple[str, str] | None:

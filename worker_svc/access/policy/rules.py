@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final, NamedTuple
 
 from worker_svc.access.policy.lookup import Found
@@ -62,7 +62,7 @@ def _judge_user(name: str, rules: PolicyRules, spec: JobSpec, own_user: str) -> 
 
 def _judge_env(name: str, rules: PolicyRules, spec: JobSpec) -> None:
     for key in spec.variables:
-        denied_by = _first(rules.deny_env, lambda pattern, key=key: _is_like(key, pattern))  # type: ignore[misc]
+        denied_by = _first(rules.deny_env, partial(_is_like, key))
         if denied_by:
             raise Denied(f'{name}.deny_env: "{denied_by}"', f"env: {name_of(key)!r} may not be set")
         if any(_is_like(key, pattern) for pattern in rules.allow_env):
@@ -93,7 +93,7 @@ def _words(spec: JobSpec) -> Words:
 
 def _judge_words(name: str, rules: PolicyRules, words: Words) -> None:
     for field, text in words:
-        denied_by = _first(rules.deny_args, lambda pattern, text=text: bool(re.search(pattern, text)))  # type: ignore[misc]
+        denied_by = next((pattern for pattern in rules.deny_args if re.search(pattern, text)), "")
         if denied_by:
             raise Denied(f'{name}.deny_args: "{denied_by}"', f"{field}: is not allowed")
         if rules.allow_args and not any(re.fullmatch(pattern, text) for pattern in rules.allow_args):
