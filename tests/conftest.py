@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from tests.support.raw_h2 import RawClient
     from tests.support.workers import SupervisorProcess, Worker
     from worker_svc.client import WorkerClient
-    from worker_svc.record.store import JobStore, StoreReader
-
+    from worker_svc.record.writer import JobStore
+from worker_svc.record.reader import StoreReader
 
 pytest_plugins = ["tests.support.hooks", "tests.support.output_fixtures"]
 
@@ -153,7 +153,7 @@ def log_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[JobStore]:
-    from worker_svc.record.store import JobStore
+    from worker_svc.record.writer import JobStore
 
     store = JobStore(str(tmp_path))
     yield store
@@ -162,7 +162,7 @@ def store(tmp_path: Path) -> Iterator[JobStore]:
 
 @pytest.fixture
 def reader(tmp_path: Path, store: JobStore) -> Iterator[StoreReader]:
-    from worker_svc.record.store import StoreReader
+    from worker_svc.record.reader import StoreReader
 
     reader = StoreReader(str(tmp_path))
     yield reader

@@ -16,10 +16,11 @@ PACKAGE = Path(__file__).parent.parent / "worker_svc"
 # The rooms of the house, the lowest first. Those of one line do not import each other.
 FLOORS = (
     ("", "address", "job", "linux", "printable", "token_bucket", "pb"),
-    ("ipc", "masking"),
+    ("record", "masking"),
+    ("ipc",),
     ("wire",),
-    ("config", "output", "record", "registration"),
-    ("supervisor", "feed", "reading", "telemetry"),
+    ("config", "output", "registration"),
+    ("feed", "reading", "telemetry"),
     ("access", "link"),
     ("batches", "listing"),
     ("service",),
@@ -29,6 +30,8 @@ FLOORS = (
     ("app",),
     ("cli",),
     ("__main__",),
+    # A program of its own, which nothing else imports.
+    ("supervisor",),
 )
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 # config needs tomli, pb needs betterproto.

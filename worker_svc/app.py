@@ -32,7 +32,8 @@ from worker_svc.output import OutputReader
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.printable import printable
 from worker_svc.reading import LongReads
-from worker_svc.record.store import StoreError, StoreReader
+from worker_svc.record.reader import StoreReader
+from worker_svc.record.schema import StoreError
 from worker_svc.registration import Registration
 from worker_svc.server import GrpcServer, close_sockets
 from worker_svc.service import WorkerFacts, WorkerService

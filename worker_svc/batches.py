@@ -17,7 +17,7 @@ from worker_svc.feed import Feed
 from worker_svc.job import JobRecord, JobState, Transition
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.reading import LongReads
-from worker_svc.record.store import StoreReader
+from worker_svc.record.reader import StoreReader
 from worker_svc.wire import messages
 from worker_svc.wire.codec import Encoded, encode
 

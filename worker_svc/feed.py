@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from worker_svc.job import JobState, Transition, Unavailable
 from worker_svc.linux import failpoints
-from worker_svc.record.store import StoreReader
+from worker_svc.record.reader import StoreReader
 
 if TYPE_CHECKING:
     from worker_svc.reading import LongReads

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from worker_svc.ipc import frames
+from worker_svc.ipc.meeting import open_log, read_key
 from worker_svc.ipc.messages import (
     EXIT_LOCKED,
     PROTOCOL_VERSION,
@@ -36,8 +37,7 @@ from worker_svc.ipc.messages import (
 from worker_svc.job import ERRORS, InvalidArgument, JobError, Unavailable
 from worker_svc.linux import failpoints
 from worker_svc.linux.kinship import peer_credentials
-from worker_svc.supervisor.connections import read_key
-from worker_svc.supervisor.journal import open_log
+from worker_svc.record import paths
 
 # How long a request waits for a supervisor to be there, and a new supervisor may take to be ready.
 PATIENCE_S: Final = 10.0
@@ -342,7 +342,7 @@ class SupervisorLink:
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             # By way of /proc: the path of a socket is limited to 107 bytes (unix(7)).
-            path = f"/proc/self/fd/{folder}/{frames.SOCKET_NAME}"
+            path = f"/proc/self/fd/{folder}/{paths.SOCKET_NAME}"
             await asyncio.get_running_loop().sock_connect(connected, path)
         except (FileNotFoundError, ConnectionRefusedError):
             connected.close()

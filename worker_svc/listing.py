@@ -12,9 +12,10 @@ from worker_svc.access.guard import Call
 from worker_svc.job import JobRecord, check_labels
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.reading import LongReads
+from worker_svc.record.excess import KeepLimits, Kept, excess
 from worker_svc.record.query import FoundJobs, JobQuery
-from worker_svc.record.store import FinishedRow, StoreReader
-from worker_svc.supervisor.retention import KeepLimits, Kept, excess
+from worker_svc.record.reader import StoreReader
+from worker_svc.record.schema import FinishedRow
 from worker_svc.wire import messages
 from worker_svc.wire.codec import Encoded, encode
 

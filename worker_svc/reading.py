@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
 from worker_svc.linux.threads import ready_pool
-from worker_svc.record.store import StoreReader
+from worker_svc.record.reader import StoreReader
 
 _T = TypeVar("_T")
 

@@ -42,8 +42,10 @@ from worker_svc.output import OutputReader
 from worker_svc.output import Start as OutputStart
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.reading import LongReads
-from worker_svc.record.store import FinishedRow, StoreReader, output_path, stderr_path
-from worker_svc.supervisor.retention import KeepLimits
+from worker_svc.record.excess import KeepLimits
+from worker_svc.record.paths import output_path, stderr_path
+from worker_svc.record.reader import StoreReader
+from worker_svc.record.schema import FinishedRow
 from worker_svc.wire import messages
 from worker_svc.wire.codec import Encoded
 from worker_svc.wire.messages.defaults import Defaults

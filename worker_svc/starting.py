@@ -14,7 +14,7 @@ from structlog.typing import FilteringBoundLogger
 from worker_svc.access import startchecks
 from worker_svc.config import Config, GrpcServerConfig
 from worker_svc.linux.lockfile import LockFile, LockHeld
-from worker_svc.record import statedir
+from worker_svc.record import paths
 from worker_svc.server import close_sockets, open_sockets
 
 
@@ -48,7 +48,7 @@ def worker_lock(state_dir: Path) -> Iterator[None]:
     os.umask(mask | 0o022)  # of the parents: else the next start would find that others can change them
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = LockFile(str(state_dir / statedir.WORKER_LOCK_NAME))
+        lock = LockFile(str(state_dir / paths.WORKER_LOCK_NAME))
     except OSError as error:
         raise StartError(f"state.dir: {state_dir}: {error.strerror}") from error
     except LockHeld as held:

@@ -17,7 +17,7 @@ from tests.support.waiting import eventually_sync, next_tick, stays
 from tests.support.workers import PATIENCE_S, Refused, SupervisorProcess
 from worker_svc.job import JobState, LeaderExit, Outcome
 from worker_svc.linux.processes import snapshot
-from worker_svc.record.store import STORE_NAME
+from worker_svc.record.paths import STORE_NAME
 from worker_svc.supervisor.containment import SUBREAPER
 
 

@@ -20,7 +20,7 @@ from worker_svc.job import (
     Outcome,
     ResourceExhausted,
 )
-from worker_svc.record.store import output_path
+from worker_svc.record.paths import output_path
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("holes")]
 

@@ -13,8 +13,9 @@ import pytest
 from tests.support import programs
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, Refused, SocketClient, SupervisorProcess
-from worker_svc.ipc import frames, messages
+from worker_svc.ipc import messages
 from worker_svc.job import JobState, LeaderExit
+from worker_svc.record import paths
 from worker_svc.supervisor.settings import DEFAULTS
 
 # As a worker, with the right key, which the job can read here; says in a file what came of it.
@@ -101,7 +102,7 @@ def test_refused_peers_do_not_fill_the_log(supervisor: SupervisorProcess) -> Non
 import socket
 for _ in range(500):
     s = socket.socket(socket.AF_UNIX)
-    s.connect({str(supervisor.path / frames.SOCKET_NAME)!r})
+    s.connect({str(supervisor.path / paths.SOCKET_NAME)!r})
     s.close()
 """
     assert supervisor.finish("floods", programs.python(code)).exit_code == 0
@@ -125,7 +126,7 @@ def test_who_does_not_know_the_key_is_refused(supervisor: SupervisorProcess) -> 
 @pytest.mark.parametrize("content", [None, b"", b"\xff" * 64])
 def test_a_key_that_is_lost_is_made_again(supervisor: SupervisorProcess, content: bytes | None) -> None:
     """As soon as somebody asks in vain; and by a new supervisor."""
-    path = supervisor.path / frames.KEY_NAME
+    path = supervisor.path / paths.KEY_NAME
     path.unlink()
     if content is not None:
         path.write_bytes(content)

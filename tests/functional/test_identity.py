@@ -17,7 +17,7 @@ from tests.support import programs
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, SupervisorProcess
 from worker_svc.job import Outcome
-from worker_svc.record.store import STORE_NAME
+from worker_svc.record.paths import STORE_NAME
 
 _ORIGINAL = "the state directory was copied or moved here"
 

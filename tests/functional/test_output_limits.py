@@ -31,7 +31,7 @@ from worker_svc.job import (
 )
 from worker_svc.pb.jobscheduler import OutputChunk, OutputStream
 from worker_svc.pb.jobscheduler import OutputPolicy as Policy
-from worker_svc.record.store import output_path, stderr_path
+from worker_svc.record.paths import output_path, stderr_path
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("holes")]
 

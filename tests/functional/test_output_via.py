@@ -20,7 +20,7 @@ from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, SupervisorProcess, Worker
 from worker_svc.job import JobState, Outcome, OutputPolicy, OutputVia
 from worker_svc.pb.jobscheduler import OutputVia as Via
-from worker_svc.record.store import output_path, stderr_path
+from worker_svc.record.paths import output_path, stderr_path
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("holes")]
 MIB: Final = 1 << 20

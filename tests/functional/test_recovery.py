@@ -20,7 +20,8 @@ from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, SupervisorProcess, start_fields
 from worker_svc.job import Event, JobSpec, JobState, Outcome
 from worker_svc.linux import failpoints
-from worker_svc.record.store import STORE_NAME, JobStore
+from worker_svc.record.paths import STORE_NAME
+from worker_svc.record.writer import JobStore
 from worker_svc.supervisor.ledger import Ledger
 from worker_svc.supervisor.life import adoption
 from worker_svc.supervisor.life.job import Ask, Job, Terms

@@ -12,12 +12,12 @@ import pytest
 from tests.support import programs
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, Refused, SocketClient, SupervisorProcess
-from worker_svc.ipc import frames, messages
+from worker_svc.ipc import messages
 from worker_svc.job import Outcome
-from worker_svc.record.statedir import OUTPUT_NAME, SUPERVISOR_LOCK_NAME
-from worker_svc.record.store import STORE_NAME
+from worker_svc.record import paths
+from worker_svc.record.paths import OUTPUT_NAME, STORE_NAME, SUPERVISOR_LOCK_NAME
 
-LOCK, SOCKET, LOG = SUPERVISOR_LOCK_NAME, frames.SOCKET_NAME, frames.SUPERVISOR_LOG_NAME
+LOCK, SOCKET, LOG = SUPERVISOR_LOCK_NAME, paths.SOCKET_NAME, paths.SUPERVISOR_LOG_NAME
 
 
 @pytest.mark.parametrize("names", [(SOCKET,), (LOCK,), (LOCK, SOCKET, LOG)], ids="+".join)

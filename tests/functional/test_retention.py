@@ -15,11 +15,11 @@ from tests.support import programs
 from tests.support.capped import MIB
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, ROOT, SupervisorProcess, Worker, start_fields
-from worker_svc.ipc import frames
 from worker_svc.job import (
     JobState,
     Outcome,
 )
+from worker_svc.record import paths
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("holes")]
 
@@ -133,10 +133,10 @@ def test_events_are_dropped_only_when_logged(state: Path) -> None:
         supervisor.client.hello(keep_events=5)
         supervisor.client.ask("status")
         assert len(supervisor.events()) == 30  # no worker has logged any
-        (state / frames.CURSOR_NAME).write_bytes((12).to_bytes(8, "little"))
+        (state / paths.CURSOR_NAME).write_bytes((12).to_bytes(8, "little"))
         supervisor.client.hello(keep_events=6)
         eventually_sync(lambda: supervisor.events()[0].sequence == 13, PATIENCE_S, "those that are logged stay")
-        (state / frames.CURSOR_NAME).write_bytes((30).to_bytes(8, "little"))
+        (state / paths.CURSOR_NAME).write_bytes((30).to_bytes(8, "little"))
         supervisor.client.hello(keep_events=5)
         eventually_sync(lambda: supervisor.events()[0].sequence == 26, PATIENCE_S)
         supervisor.finish("more", programs.TRUE)
@@ -162,7 +162,7 @@ def test_watching_from_before_the_record_begins(tmp_path: Path) -> None:
     with SupervisorProcess(state) as supervisor:
         for number in range(11):
             supervisor.finish(f"j{number}", programs.TRUE)
-        (state / frames.CURSOR_NAME).write_bytes((30).to_bytes(8, "little"))
+        (state / paths.CURSOR_NAME).write_bytes((30).to_bytes(8, "little"))
         supervisor.client.hello(keep_events=8)
         eventually_sync(lambda: supervisor.events()[0].sequence == 26, PATIENCE_S)
         supervisor.hang_up()

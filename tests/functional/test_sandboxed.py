@@ -13,8 +13,8 @@ import pytest
 from tests.support.kernel import landlock_abi
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, Refused, SupervisorProcess
-from worker_svc.ipc import frames
 from worker_svc.job import Outcome
+from worker_svc.record import paths
 from worker_svc.supervisor.spawn import IMPLEMENTATION, NATIVE, PYTHON
 
 SYSTEM: Final = ("/usr", "/bin", "/lib", "/lib64", "/etc", sys.prefix, sys.base_prefix)
@@ -105,7 +105,7 @@ def test_nothing_of_the_house_is_in_reach(unstarted: SupervisorProcess, spawner:
         # Whatever it could reach, it was not let in.
         if "connect" in done:
             eventually_sync(lambda: "the peer is a job" in unstarted.log(), PATIENCE_S, "it is not noted")
-        assert (unstarted.path / frames.KEY_NAME).exists()
+        assert (unstarted.path / paths.KEY_NAME).exists()
 
 
 def test_paths_of_the_house_are_refused(unstarted: SupervisorProcess) -> None:

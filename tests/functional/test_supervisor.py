@@ -28,8 +28,9 @@ from tests.support.workers import (
     SupervisorProcess,
     start_fields,
 )
-from worker_svc.ipc import frames, messages
+from worker_svc.ipc import messages
 from worker_svc.job import Outcome
+from worker_svc.record import paths
 from worker_svc.supervisor.spawn import IMPLEMENTATION, NATIVE
 
 # The life of the supervisor
@@ -40,7 +41,7 @@ def test_it_leaves_when_idle(state: Path) -> None:
         supervisor.finish("j", programs.TRUE)
         supervisor.hang_up()
         assert supervisor.wait_exit() == 0
-        assert not (state / frames.SOCKET_NAME).exists()
+        assert not (state / paths.SOCKET_NAME).exists()
         assert '"supervisor.left"' in supervisor.log()
 
 
@@ -118,14 +119,14 @@ def test_one_supervisor_a_directory(supervisor: SupervisorProcess) -> None:
 def test_a_socket_left_by_one_that_was_killed(supervisor: SupervisorProcess, state: Path) -> None:
     supervisor.client.ask("status")
     supervisor.kill()
-    assert (state / frames.SOCKET_NAME).exists()
+    assert (state / paths.SOCKET_NAME).exists()
     supervisor.start()
     assert supervisor.finish("j", programs.exits(3)).exit_code == 3
 
 
 def test_what_is_in_the_place_of_the_socket_is_replaced(state: Path) -> None:
     state.mkdir()
-    (state / frames.SOCKET_NAME).symlink_to("/nowhere")
+    (state / paths.SOCKET_NAME).symlink_to("/nowhere")
     with SupervisorProcess(state) as supervisor:
         supervisor.client.ask("status")
 
@@ -161,10 +162,10 @@ def test_other_users_are_not_let_in(supervisor: SupervisorProcess) -> None:
 import os, socket, sys
 s = socket.socket(socket.AF_UNIX)
 folder = os.open({str(supervisor.path)!r}, os.O_RDONLY)
-fd = os.open(f"/proc/self/fd/{{folder}}/{frames.SOCKET_NAME}", os.O_PATH)
-os.chmod({str(supervisor.path)!r}, 0o755); os.chmod({str(supervisor.path / frames.SOCKET_NAME)!r}, 0o666)
+fd = os.open(f"/proc/self/fd/{{folder}}/{paths.SOCKET_NAME}", os.O_PATH)
+os.chmod({str(supervisor.path)!r}, 0o755); os.chmod({str(supervisor.path / paths.SOCKET_NAME)!r}, 0o666)
 os.setuid(65534)
-s.connect(f"/proc/self/fd/{{folder}}/{frames.SOCKET_NAME}")
+s.connect(f"/proc/self/fd/{{folder}}/{paths.SOCKET_NAME}")
 s.settimeout(20)
 sys.exit(0 if s.recv(1) == b"" else 1)
 """
@@ -226,7 +227,7 @@ def test_clients_that_come_and_go(supervisor: SupervisorProcess) -> None:
 def test_a_doorbell_is_not_rung_for_those_who_said_nothing(supervisor: SupervisorProcess) -> None:
     silent = socket.socket(socket.AF_UNIX)
     folder = os.open(supervisor.path, os.O_RDONLY)
-    silent.connect(f"/proc/self/fd/{folder}/{frames.SOCKET_NAME}")
+    silent.connect(f"/proc/self/fd/{folder}/{paths.SOCKET_NAME}")
     os.close(folder)
     supervisor.finish("j", programs.TRUE)
     supervisor.client.ask("status")

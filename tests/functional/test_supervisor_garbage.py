@@ -14,7 +14,7 @@ from tests.support.fuzzing import FRAMES, Mutator
 from tests.support.programs import TRUE
 from tests.support.waiting import eventually_sync
 from tests.support.workers import Refused, SocketClient, SupervisorProcess, hello_fields, start_fields, with_spec
-from worker_svc.ipc import frames
+from worker_svc.record import paths
 
 VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 1, 3.5, 1e308, float("inf"), float("nan"), 2**31, 2**63, 2**64, -(2**63) - 1, 10**400, "", "a",
@@ -133,7 +133,7 @@ def encode(header: dict[str, Any], body: bytes) -> bytes:
 def test_many_connections(supervisor: SupervisorProcess) -> None:
     held = []
     for _ in range(300):
-        one = eventually_sync(lambda: try_connect(str(supervisor.path / frames.SOCKET_NAME)))
+        one = eventually_sync(lambda: try_connect(str(supervisor.path / paths.SOCKET_NAME)))
         assert one is not None
         with contextlib.suppress(OSError):
             one.send(b"\0\0")

@@ -19,7 +19,9 @@ from worker_svc.feed import Feed
 from worker_svc.job import JobError, JobSpec, ResourceExhausted, Transition, Unavailable
 from worker_svc.job import JobState as State
 from worker_svc.reading import LongReads
-from worker_svc.record.store import STORE_NAME, JobStore, StoreReader
+from worker_svc.record.paths import STORE_NAME
+from worker_svc.record.reader import StoreReader
+from worker_svc.record.writer import JobStore
 from worker_svc.supervisor.ledger import Ledger
 from worker_svc.supervisor.life.job import Job
 

@@ -29,7 +29,8 @@ from worker_svc.job import JobState as State
 from worker_svc.masking import Masker
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.reading import LongReads
-from worker_svc.record.store import JobStore, StoreReader
+from worker_svc.record.reader import StoreReader
+from worker_svc.record.writer import JobStore
 from worker_svc.service import WorkerService
 
 # Watching

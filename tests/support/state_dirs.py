@@ -12,7 +12,8 @@ from tests.support.programs import is_alive
 from tests.support.waiting import PATIENCE_S as PATIENCE_S
 from tests.support.waiting import eventually_sync
 from worker_svc.job import JobRecord, JobState, Transition
-from worker_svc.record.store import StoreReader, output_path
+from worker_svc.record.paths import output_path
+from worker_svc.record.reader import StoreReader
 
 
 class StateDir:

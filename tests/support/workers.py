@@ -20,6 +20,7 @@ from tests.support.waiting import eventually_sync
 from worker_svc.client import WorkerClient
 from worker_svc.ipc import frames, messages
 from worker_svc.job import JobRecord
+from worker_svc.record import paths
 from worker_svc.supervisor.settings import DEFAULTS
 
 ROOT: Final = Path(__file__).parent.parent.parent
@@ -149,7 +150,7 @@ class Refused(Exception):
 
 def key_of(state_dir: Path) -> str:
     """What the supervisor there wants to be shown."""
-    return (state_dir / frames.KEY_NAME).read_text()
+    return (state_dir / paths.KEY_NAME).read_text()
 
 
 class SocketClient:
@@ -161,7 +162,7 @@ class SocketClient:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_s)
         try:
-            self._socket.connect(f"/proc/self/fd/{folder}/{frames.SOCKET_NAME}")
+            self._socket.connect(f"/proc/self/fd/{folder}/{paths.SOCKET_NAME}")
         finally:
             os.close(folder)
         self._decoder = frames.Decoder()
@@ -359,7 +360,7 @@ class SupervisorProcess(StateDir):
 
     def log(self) -> str:
         try:
-            return (self.path / frames.SUPERVISOR_LOG_NAME).read_text()
+            return (self.path / paths.SUPERVISOR_LOG_NAME).read_text()
         except FileNotFoundError:
             return ""
 

@@ -27,7 +27,7 @@ from tests.support.workers import PATIENCE_S, ROOT, Worker, until
 from worker_svc import Unavailable, WorkerClient
 from worker_svc.job import JobSpec, JobState, Outcome, Transition
 from worker_svc.linux import failpoints
-from worker_svc.record.store import JobStore
+from worker_svc.record.writer import JobStore
 
 _LEVELS = ("cgroup", "subreaper")
 

@@ -21,7 +21,7 @@ from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, ROOT, Worker
 from worker_svc.client import WorkerClient
 from worker_svc.job import Outcome, Unavailable
-from worker_svc.record.store import output_path
+from worker_svc.record.paths import output_path
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -19,7 +19,7 @@ from tests.support.workers import PATIENCE_S, ROOT, Worker
 from worker_svc.client import WorkerClient
 from worker_svc.job import JobState, Outcome, Unavailable
 from worker_svc.pb.jobscheduler import OutputChunk, OutputStream, OutputVia
-from worker_svc.record.store import output_path, stderr_path
+from worker_svc.record.paths import output_path, stderr_path
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -19,7 +19,7 @@ from tests.support.workers import PATIENCE_S, Worker
 from worker_svc.client import WorkerClient
 from worker_svc.job import InvalidArgument, JobNotFound, JobState, Outcome, OutOfRange, PreconditionFailed
 from worker_svc.pb.jobscheduler import OutputStream, StreamJobReq, WorkerStub
-from worker_svc.record.store import output_path
+from worker_svc.record.paths import output_path
 
 pytestmark = pytest.mark.timeout(180)
 

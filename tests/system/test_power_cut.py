@@ -27,7 +27,8 @@ from tests.support.programs import status_field
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, SocketClient, SupervisorProcess, start_fields
 from worker_svc.job import JobState
-from worker_svc.record.store import STORE_NAME, JobStore
+from worker_svc.record.paths import STORE_NAME
+from worker_svc.record.writer import JobStore
 
 _COPIES: Final = 25
 _WAL_HEADER_BYTES: Final = 32

@@ -18,8 +18,7 @@ import pytest
 from tests.support.served import failure_of
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, ROOT, Worker
-from worker_svc.record.statedir import SUPERVISOR_LOCK_NAME
-from worker_svc.record.store import STORE_NAME
+from worker_svc.record.paths import STORE_NAME, SUPERVISOR_LOCK_NAME
 
 # Directories that are not ours
 

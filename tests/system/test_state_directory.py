@@ -22,9 +22,11 @@ from tests.support.programs import is_alive
 from tests.support.served import failure_of
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, ROOT, SupervisorProcess, Worker
-from worker_svc.ipc import frames, messages
+from worker_svc.ipc import messages
 from worker_svc.job import JobState, Outcome
-from worker_svc.record.store import SCHEMA_VERSION, STORE_NAME
+from worker_svc.record import paths
+from worker_svc.record.paths import STORE_NAME
+from worker_svc.record.schema import SCHEMA_VERSION
 
 # One at a time
 
@@ -77,7 +79,7 @@ def test_what_was_left_by_a_machine_that_died(tmp_path: Path, bystander: subproc
     state.mkdir(mode=0o700)
     for name in ("supervisor.lock", "worker.lock"):
         (state / name).write_text(f"{bystander.pid}\n")
-    (state / frames.SOCKET_NAME).touch()
+    (state / paths.SOCKET_NAME).touch()
     with Worker(tmp_path) as worker:
         assert worker.supervisor_pid() not in (0, bystander.pid)
 

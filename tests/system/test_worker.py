@@ -19,7 +19,8 @@ from worker_svc import JobState, Outcome
 from worker_svc.ipc import frames, messages
 from worker_svc.job import JobSpec, Transition
 from worker_svc.job import JobState as State
-from worker_svc.record.store import JobStore
+from worker_svc.record import paths
+from worker_svc.record.writer import JobStore
 from worker_svc.supervisor.connections import listen
 
 
@@ -59,7 +60,7 @@ async def test_secrets_are_in_no_log(worker: Worker) -> None:
             await client.start("true", env={"PASSWORD": f"{secret}\0"})
     worker.restart()
     worker.terminate()
-    written = [worker.log_path, worker.path / frames.SUPERVISOR_LOG_NAME, worker.tmp_path / "worker.out"]
+    written = [worker.log_path, worker.path / paths.SUPERVISOR_LOG_NAME, worker.tmp_path / "worker.out"]
     for path in written:
         assert secret not in path.read_text(), path
 

@@ -27,8 +27,9 @@ from worker_svc.config import AccessConfig
 from worker_svc.job import JobSpec, JobState, Transition
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.record.query import JobQuery
+from worker_svc.record.reader import StoreReader
 from worker_svc.record.schema import IS_OWNED
-from worker_svc.record.store import JobStore, StoreReader
+from worker_svc.record.writer import JobStore
 
 nothing: Any = None
 HANDLERS = {path.rpartition("/")[2]: handler for path, handler in pb.WorkerBase().__mapping__().items()}

@@ -8,7 +8,8 @@ import pytest
 
 from worker_svc.linux import clocks
 from worker_svc.linux.clocks import NS_PER_S, SteadyClock
-from worker_svc.record.store import JobStore, StoreReader
+from worker_svc.record.reader import StoreReader
+from worker_svc.record.writer import JobStore
 
 HOUR_NS = 3600 * NS_PER_S
 YEAR_NS = 365 * 24 * HOUR_NS

@@ -10,7 +10,8 @@ import pytest
 
 from tests.support.stages import in_state
 from worker_svc.job import Event, JobSpec, JobState, Outcome, Transition
-from worker_svc.record.store import JobStore, StoreReader
+from worker_svc.record.reader import StoreReader
+from worker_svc.record.writer import JobStore
 from worker_svc.supervisor.ledger import Ledger
 from worker_svc.supervisor.life.job import FINISHED, Job
 from worker_svc.supervisor.life.moves import Moves

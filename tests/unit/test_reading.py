@@ -17,7 +17,8 @@ from worker_svc.job import JobSpec, JobState, Transition
 from worker_svc.listing import Listing
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.reading import LongReads
-from worker_svc.record.store import JobStore, StoreReader
+from worker_svc.record.reader import StoreReader
+from worker_svc.record.writer import JobStore
 from worker_svc.wire.messages import Files
 
 T = TypeVar("T")

@@ -12,14 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker_svc.job import CheckedFile, JobRecord, JobSpec, JobState, Outcome, OutputPolicy, Transition
+from worker_svc.record.paths import STORE_NAME
 from worker_svc.record.query import JobQuery
-from worker_svc.record.store import (
-    SCHEMA_VERSION,
-    STORE_NAME,
-    JobStore,
-    StoreError,
-    StoreReader,
-)
+from worker_svc.record.reader import StoreReader
+from worker_svc.record.schema import SCHEMA_VERSION, StoreError
+from worker_svc.record.writer import JobStore
 
 NEW, QUEUED, STARTING, RUNNING, STOPPING, FINISHED = JobState
 

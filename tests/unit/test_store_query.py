@@ -10,8 +10,10 @@ import pytest
 
 from tests.fixtures.make_store import PATH as STORE_V1
 from worker_svc.job import JobSpec, JobState, Outcome, Transition
+from worker_svc.record.paths import STORE_NAME
 from worker_svc.record.query import JobQuery
-from worker_svc.record.store import STORE_NAME, JobStore, StoreReader
+from worker_svc.record.reader import StoreReader
+from worker_svc.record.writer import JobStore
 
 LARGE = JobSpec("true", args=("x" * 5000,), env={"K": "v"}, labels={"size": "large"}, cwd="/tmp")
 BYTES = 1 << 20

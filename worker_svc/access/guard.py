@@ -39,7 +39,7 @@ from worker_svc.masking import Masker
 from worker_svc.output import Room
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.printable import printable
-from worker_svc.record.store import StoreError
+from worker_svc.record.schema import StoreError
 from worker_svc.telemetry import Audit
 from worker_svc.wire import statuses
 

@@ -12,13 +12,6 @@ from typing import Any, Final, NamedTuple
 
 from worker_svc.job import ARGV_ENV_MAX_BYTES, SPEC_MAX_BYTES, STDIN_MAX_BYTES
 
-SOCKET_NAME: Final = "supervisor.sock"
-# What a worker shows in its hello: only who can read the state directory knows it, and no sandbox lets a job do that.
-KEY_NAME: Final = "supervisor.key"
-# Its first eight bytes, little-endian: up to which transition all are logged (telemetry/cursor.py). The worker's alone.
-CURSOR_NAME: Final = "worker.cursor"
-SUPERVISOR_LOG_NAME: Final = "supervisor.log"
-
 _HEAD: Final = struct.Struct("!II")
 # Most of it for the environment that all jobs have, which comes with hello.
 HEADER_MAX_BYTES: Final = 4 * 1024 * 1024

@@ -6,7 +6,6 @@ from typing import Any, Final, NamedTuple
 
 from worker_svc.job import JobRecord, JobSpec, JobState, KnownJob, Outcome, Transition, unicode_text
 
-STORE_NAME: Final = "jobs.sqlite3"
 STEADY_CLOCK: Final = "steady_clock"
 SCHEMA_VERSION: Final = 2
 # A spec that takes more than this is kept apart, so that rows stay small: of what changes often, and of what is listed.

@@ -7,21 +7,26 @@ import sqlite3
 from contextlib import closing
 from typing import Final
 
-from worker_svc.ipc import frames
 from worker_svc.linux import failpoints
-from worker_svc.record.schema import STORE_NAME, uri_of
-
-SUPERVISOR_LOCK_NAME: Final = "supervisor.lock"
-WORKER_LOCK_NAME: Final = "worker.lock"
-OUTPUT_NAME: Final = "output"
-RESERVE_NAME: Final = "disk-reserve"
+from worker_svc.record.paths import (
+    CURSOR_NAME,
+    KEY_NAME,
+    OUTPUT_NAME,
+    RESERVE_NAME,
+    SOCKET_NAME,
+    STORE_NAME,
+    SUPERVISOR_LOCK_NAME,
+    SUPERVISOR_LOG_NAME,
+    WORKER_LOCK_NAME,
+)
+from worker_svc.record.schema import uri_of
 
 _WAL_NAME: Final = f"{STORE_NAME}-wal"
 # What is made before there is a store, by a start that may have ended half-way; and what file systems come with.
 _BEFORE_A_STORE: Final = frozenset(
     {
         SUPERVISOR_LOCK_NAME, WORKER_LOCK_NAME, OUTPUT_NAME, RESERVE_NAME, STORE_NAME, f"{STORE_NAME}-journal",
-        frames.SUPERVISOR_LOG_NAME, frames.SOCKET_NAME, frames.KEY_NAME, f"{frames.KEY_NAME}.new",
+        SUPERVISOR_LOG_NAME, SOCKET_NAME, KEY_NAME, f"{KEY_NAME}.new",
         failpoints.FILE_NAME, failpoints.WORKER_FILE_NAME,
         failpoints.REACHED_NAME, "lost+found",
     }
@@ -42,7 +47,7 @@ def what_is_wrong(state_dir: str) -> str:
         return f"{path}: is no file: another program's? Name another state directory"
     if has_store(state_dir):
         return _what_is_not_ours(path)
-    left = [name for name in (_WAL_NAME, frames.CURSOR_NAME) if _size(f"{state_dir}/{name}")]
+    left = [name for name in (_WAL_NAME, CURSOR_NAME) if _size(f"{state_dir}/{name}")]
     output = f"{state_dir}/{OUTPUT_NAME}"
     if os.path.isdir(output) and os.listdir(output):
         left.append(f"{OUTPUT_NAME}/")

@@ -15,12 +15,13 @@ import sqlite3
 import sys
 from typing import Final
 
-from worker_svc.ipc import frames
 from worker_svc.ipc.messages import EXIT_LOCKED
 from worker_svc.linux import failpoints, stdio
 from worker_svc.linux.lockfile import LockFile, LockHeld
-from worker_svc.record import statedir
-from worker_svc.record.store import JobStore, StoreError
+from worker_svc.record import paths, statedir
+from worker_svc.record.paths import output_folder
+from worker_svc.record.schema import StoreError
+from worker_svc.record.writer import JobStore
 from worker_svc.supervisor import disk_reserve, original, raised_limits
 from worker_svc.supervisor.containment import Containment, ContainmentError
 from worker_svc.supervisor.journal import note, use_log
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
     try:
         _prepare_process(state_dir)
         inherited = raised_limits.claim()
-        lock = LockFile(f"{state_dir}/{statedir.SUPERVISOR_LOCK_NAME}", with_directory=True)
+        lock = LockFile(f"{state_dir}/{paths.SUPERVISOR_LOCK_NAME}", with_directory=True)
         note("supervisor.starting", pid=os.getpid())
         failpoints.arm(state_dir)
         wrong = statedir.what_is_wrong(state_dir)
@@ -89,7 +90,7 @@ def _prepare_process(state_dir: str) -> None:
     """Whatever the worker was given by whoever started it, jobs must not inherit from us."""
     stdio.ensure_descriptors()
     os.chdir("/")
-    os.makedirs(f"{state_dir}/output", mode=0o700, exist_ok=True)
+    os.makedirs(output_folder(state_dir), mode=0o700, exist_ok=True)
     use_log(state_dir)
     # A job that signals its parent, or an operator whole groups of processes, must not end what holds all jobs. Not
     # SIG_IGN, which jobs would inherit through exec (signal(7)). SIGPIPE is ignored by Python.
@@ -114,7 +115,7 @@ def _signal_fd() -> int:
 
 def _call(pid: str, state_dir: str) -> str:
     """Has the supervisor that holds the directory put back what was removed of it. Returns what to say of it."""
-    ours = (frames.SOCKET_NAME, statedir.SUPERVISOR_LOCK_NAME)
+    ours = (paths.SOCKET_NAME, paths.SUPERVISOR_LOCK_NAME)
     gone = [name for name in ours if not os.path.lexists(f"{state_dir}/{name}")]
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:

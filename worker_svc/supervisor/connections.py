@@ -10,15 +10,16 @@ from contextlib import suppress
 from typing import Final
 
 from worker_svc.ipc import frames
+from worker_svc.ipc.meeting import KEY_BYTES, read_key
 from worker_svc.ipc.messages import Doorbell, Message, encode
 from worker_svc.linux.kinship import Kinship, peer_credentials
+from worker_svc.record import paths
 from worker_svc.supervisor.journal import note
 
 _RECEIVE_BYTES: Final = 256 * 1024
 # A worker that does not read its answers is not read from either, beyond this much.
 _UNSENT_MAX_BYTES: Final = 1024 * 1024
 _BACKLOG: Final = 64
-_KEY_BYTES: Final = 32
 
 
 def listen(state_dir: str) -> socket.socket:
@@ -27,7 +28,7 @@ def listen(state_dir: str) -> socket.socket:
     folder = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY)
     try:
         # By way of /proc, for a path of any length: a socket's own is limited to 107 bytes (unix(7)).
-        path = f"/proc/self/fd/{folder}/{frames.SOCKET_NAME}"
+        path = f"/proc/self/fd/{folder}/{paths.SOCKET_NAME}"
         if os.path.lexists(path):
             os.unlink(path)
         mask = os.umask(0o177)
@@ -49,26 +50,14 @@ def refusal(connected: socket.socket, kinship: Kinship) -> str:
     return "the peer is a job, or was started by one" if kinship.is_job(connected) else ""
 
 
-def read_key(state_dir: str) -> str:
-    """What a worker has to show; empty: it is not there (yet), or no file."""
-    try:
-        fd = os.open(f"{state_dir}/{frames.KEY_NAME}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:  # whoever asks without it is told what is missing
-        return ""
-    try:
-        return os.read(fd, 4 * _KEY_BYTES).decode(errors="replace")
-    finally:
-        os.close(fd)
-
-
 class Key:
     """The secret that a worker has to show, in a file of the state directory."""
 
     def __init__(self, state_dir: str) -> None:
         self._state_dir = state_dir
-        self._path = f"{state_dir}/{frames.KEY_NAME}"
+        self._path = f"{state_dir}/{paths.KEY_NAME}"
         kept = read_key(state_dir)  # by a supervisor that was killed: what is there needs no space
-        self._key = kept if len(kept) == 2 * _KEY_BYTES and kept.isascii() else os.urandom(_KEY_BYTES).hex()
+        self._key = kept if len(kept) == 2 * KEY_BYTES and kept.isascii() else os.urandom(KEY_BYTES).hex()
         self._is_kept = False
         self.keep()
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from worker_svc.record.statedir import RESERVE_NAME
-from worker_svc.record.store import JobStore, StoreError
+from worker_svc.record.paths import RESERVE_NAME
+from worker_svc.record.schema import StoreError
+from worker_svc.record.writer import JobStore
 from worker_svc.supervisor.journal import note
 
 _SIZE_BYTES: Final = 1024 * 1024

@@ -10,19 +10,13 @@ import os
 import time
 from typing import Final
 
-from worker_svc.ipc import frames
+from worker_svc.ipc.meeting import open_log
 from worker_svc.linux.clocks import NS_PER_S, wall_ns
 
 _MAX_BYTES: Final = 1024 * 1024
 _lost_lines = 0
 _is_cut = False
 """Whether the last line was written in part."""
-
-
-def open_log(state_dir: str) -> int:
-    """Never waits, now or when it is written to: whoever made a FIFO of it may stand still. Raises OSError."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
-    return os.open(f"{state_dir}/{frames.SUPERVISOR_LOG_NAME}", flags, 0o600)
 
 
 def use_log(state_dir: str) -> None:

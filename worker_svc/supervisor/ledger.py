@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from worker_svc.job import JobError, JobSpec, ResourceExhausted, Transition, Unavailable, fault_text
-from worker_svc.record.store import JobStore
+from worker_svc.record.writer import JobStore
 from worker_svc.supervisor import disk_reserve
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.life.job import Job

@@ -15,13 +15,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from worker_svc.ipc import frames
 from worker_svc.job import Limits, fault_text
 from worker_svc.linux import failpoints
 from worker_svc.linux.clocks import NS_PER_S
 from worker_svc.linux.lockfile import LockFile, LockHeld
-from worker_svc.record import statedir
-from worker_svc.record.store import JobStore
+from worker_svc.record import paths
+from worker_svc.record.writer import JobStore
 from worker_svc.supervisor.connections import Connection, Key, listen, refusal
 from worker_svc.supervisor.containment import Containment
 from worker_svc.supervisor.journal import note, use_log
@@ -242,12 +241,12 @@ class Supervisor:
         try:
             if not self._has_socket():
                 self._listen()
-                anew.append(frames.SOCKET_NAME)
+                anew.append(paths.SOCKET_NAME)
             if self._lock.mend():
-                anew.append(statedir.SUPERVISOR_LOCK_NAME)
-            if not _is_at(os.fstat(2), f"{self._state_dir}/{frames.SUPERVISOR_LOG_NAME}"):
+                anew.append(paths.SUPERVISOR_LOCK_NAME)
+            if not _is_at(os.fstat(2), f"{self._state_dir}/{paths.SUPERVISOR_LOG_NAME}"):
                 use_log(self._state_dir)
-                anew.append(frames.SUPERVISOR_LOG_NAME)
+                anew.append(paths.SUPERVISOR_LOG_NAME)
         except (OSError, LockHeld) as error:
             note("supervisor.not_mended", reason=str(error))
         if anew:
@@ -255,7 +254,7 @@ class Supervisor:
 
     @property
     def _socket_path(self) -> str:
-        return f"{self._state_dir}/{frames.SOCKET_NAME}"
+        return f"{self._state_dir}/{paths.SOCKET_NAME}"
 
     def _has_socket(self) -> bool:
         """Whether the socket that others find is ours."""

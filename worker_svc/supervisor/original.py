@@ -8,7 +8,7 @@ import sqlite3
 from typing import Any, Final
 
 from worker_svc.linux import syscalls
-from worker_svc.record.store import JobStore
+from worker_svc.record.writer import JobStore
 from worker_svc.supervisor.journal import note
 
 _MACHINE_ID: Final = "/etc/machine-id"

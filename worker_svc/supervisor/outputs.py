@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 from worker_svc.job import Event, JobSpec, JobState, OutputPolicy, OutputVia, PreconditionFailed
-from worker_svc.record.store import output_path, stderr_path
+from worker_svc.record.paths import output_folder, output_path, stderr_path
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.ledger import Ledger
 from worker_svc.supervisor.life.job import Output
@@ -34,7 +34,7 @@ class Outputs:
         self._state_dir = state_dir
         self._ledger = ledger
         self._moves = moves
-        folder = f"{state_dir}/output"
+        folder = output_folder(state_dir)
         self.can_drop_head = can_drop_head(folder)
         self._why_no_pipes = why_no_pipes(folder)
         self._guard = OutputGuard(

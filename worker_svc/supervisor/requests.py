@@ -8,7 +8,7 @@ import sqlite3
 import time
 from functools import partial
 
-from worker_svc.ipc.frames import KEY_NAME, Frame
+from worker_svc.ipc.frames import Frame
 from worker_svc.ipc.messages import (
     PROTOCOL_VERSION,
     SECOND_WORKER,
@@ -52,7 +52,8 @@ from worker_svc.job import (
     fault_text,
 )
 from worker_svc.linux.clocks import wall_ns
-from worker_svc.record.store import JobStore
+from worker_svc.record.paths import KEY_NAME
+from worker_svc.record.writer import JobStore
 from worker_svc.supervisor.connections import Connection, Key
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.ledger import Ledger

@@ -8,13 +8,16 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final
 
-from worker_svc.ipc import frames
 from worker_svc.ipc.messages import Settings
 from worker_svc.job import ResourceExhausted, Unavailable
 from worker_svc.linux.threads import start_thread
-from worker_svc.record.store import FinishedRow, JobStore, output_path, stderr_path
+from worker_svc.record import paths
+from worker_svc.record.excess import KeepLimits, Kept, excess
+from worker_svc.record.paths import output_folder, output_path, stderr_path
+from worker_svc.record.schema import FinishedRow
+from worker_svc.record.writer import JobStore
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.ledger import Ledger
 
@@ -63,40 +66,6 @@ class Janitor:
                 note("output.not_removed", path=path, reason=str(error))
 
 
-class Kept(NamedTuple):
-    """What is kept of finished jobs."""
-
-    jobs: int
-    bytes: int
-
-
-class KeepLimits(NamedTuple):
-    """How much may be kept; None: any."""
-
-    age_s: float | None
-    jobs: int | None
-    bytes: int | None
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> KeepLimits:
-        return cls(settings.keep_age_s or None, settings.keep_jobs or None, settings.keep_bytes or None)
-
-
-def excess(kept: Kept, oldest: list[FinishedRow], limits: KeepLimits, now_ns: int) -> list[FinishedRow]:
-    """Those of the oldest jobs that must go, in order. The time is that of the store's SteadyClock."""
-    jobs, size = kept
-    gone = []
-    for row in oldest:
-        too_old = limits.age_s is not None and now_ns - row.finished_steady_ns > limits.age_s * 1e9
-        too_many = limits.jobs is not None and jobs > limits.jobs
-        too_large = limits.bytes is not None and size > limits.bytes
-        if not (too_old or too_many or too_large):
-            break
-        gone.append(row)
-        jobs, size = jobs - 1, size - row.stored_bytes
-    return gone
-
-
 class Retention:
     def __init__(self, state_dir: str, store: JobStore, ledger: Ledger) -> None:
         self._state_dir = state_dir
@@ -108,7 +77,7 @@ class Retention:
         self._doomed: set[str] = set()
         self._settings: Settings | None = None
         # A store without history may be one that replaces a lost one: it does not tell whose files these are.
-        self._unswept: Iterator[str] | None = _names(f"{state_dir}/output") if store.sequence else None
+        self._unswept: Iterator[str] | None = _names(output_folder(state_dir)) if store.sequence else None
         self.janitor = Janitor()
 
     @property
@@ -152,7 +121,7 @@ class Retention:
             # Not only when nothing else is to be committed: under load there always is.
             oldest = self._store.oldest_finished(_JOBS_PER_STEP + len(self._doomed))
             oldest = [row for row in oldest if row.job_id not in self._doomed]
-            gone = excess(self._kept, oldest, KeepLimits.from_settings(settings), self._store.clock.now_ns())
+            gone = excess(self._kept, oldest, _limits_of(settings), self._store.clock.now_ns())
             for row in gone:
                 self.delete(row, settings.keep_ids)
             is_more = any((len(gone) >= _JOBS_PER_STEP, self._drop_events(settings), self._sweep()))
@@ -175,7 +144,7 @@ class Retention:
             self._unswept = None
             return False
         for name in names:
-            path = f"{self._state_dir}/output/{name}"
+            path = f"{output_folder(self._state_dir)}/{name}"
             job_id, _, kind = name.rpartition(".")
             if kind == "gone":
                 self.janitor.unlink(path)
@@ -200,10 +169,14 @@ class Retention:
     def _logged_sequence(self) -> int:
         """What the worker has noted as logged; its file, which only it writes."""
         try:
-            with open(f"{self._state_dir}/{frames.CURSOR_NAME}", "rb") as file:
+            with open(f"{self._state_dir}/{paths.CURSOR_NAME}", "rb") as file:
                 return int.from_bytes(file.read(8), "little")
         except FileNotFoundError:
             return 0
+
+
+def _limits_of(settings: Settings) -> KeepLimits:
+    return KeepLimits(settings.keep_age_s or None, settings.keep_jobs or None, settings.keep_bytes or None)
 
 
 def _names(folder: str) -> Iterator[str]:

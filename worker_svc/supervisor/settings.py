@@ -6,7 +6,7 @@ import json
 from typing import Final
 
 from worker_svc.ipc.messages import Settings, made_from
-from worker_svc.record.store import JobStore
+from worker_svc.record.writer import JobStore
 
 _KEY: Final = "settings"
 # Until the first worker has said hello.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from worker_svc.ipc import frames
+from worker_svc.record import paths
 
 # Up to this transition all are logged; whose store's numbers these are; then what is being written: device, inode,
 # offset and how many lines, of which length and checksum follow; and how many lines the last worker took with it.
@@ -39,7 +39,7 @@ def place_of(found: os.stat_result) -> Place:
 class Cursor:
     def __init__(self, state_dir: Path, worker_id: str) -> None:
         """Raises OSError."""
-        self._fd = os.open(state_dir / frames.CURSOR_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(state_dir / paths.CURSOR_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._worker_id = worker_id.encode()
         self.sequence = 0
         """All up to this transition are logged for certain."""

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from tests.support.crash.jobs import CrashJob, Ending, Mark, read_marks
 from tests.support.workers import Worker
 from worker_svc.job import JobRecord, JobState, Outcome, Transition
-from worker_svc.record.store import STORE_NAME, output_path
+from worker_svc.record.paths import STORE_NAME, output_path
 from worker_svc.supervisor.outputs import PIPE_GONE
 from worker_svc.telemetry import fields_of
 

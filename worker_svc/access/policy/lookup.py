@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from worker_svc.job import CheckedFile, name_of
 from worker_svc.job.identity import PATH_MAX_BYTES
-from worker_svc.supervisor.spawn.plan import PATH_FALLBACK, search_folders
+from worker_svc.linux.search_path import PATH_FALLBACK, search_folders
 
 
 class Found(NamedTuple):

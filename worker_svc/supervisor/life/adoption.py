@@ -9,7 +9,7 @@ import struct
 from typing import Final
 
 from worker_svc.job import Exit, JobState
-from worker_svc.record.store import LiveRow
+from worker_svc.record.schema import LiveRow
 from worker_svc.supervisor.spawn import start_ticks_of
 
 # include/uapi/linux/pidfd.h: struct pidfd_info as of Linux 6.15 is two u64, eleven u32 and the wait status.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from worker_svc.job import Limits
 from worker_svc.linux.clocks import boot_id
-from worker_svc.record.store import JobStore
+from worker_svc.record.writer import JobStore
 from worker_svc.supervisor.containment import Containment
 from worker_svc.supervisor.ledger import Ledger
 from worker_svc.supervisor.life.job import Job

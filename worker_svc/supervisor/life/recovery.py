@@ -7,7 +7,8 @@ import sqlite3
 
 from worker_svc.job import JobState, StopCause
 from worker_svc.linux import clocks, failpoints
-from worker_svc.record.store import JobStore, LiveRow
+from worker_svc.record.schema import LiveRow
+from worker_svc.record.writer import JobStore
 from worker_svc.supervisor.containment import Container
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.life import adoption

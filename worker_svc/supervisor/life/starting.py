@@ -19,7 +19,7 @@ from worker_svc.job import (
 )
 from worker_svc.linux import failpoints
 from worker_svc.linux.clocks import wall_ns
-from worker_svc.record.store import output_path, stderr_path
+from worker_svc.record.paths import output_path, stderr_path
 from worker_svc.supervisor.containment import Container, ContainmentError
 from worker_svc.supervisor.life.finish import finish, lose
 from worker_svc.supervisor.life.house import House

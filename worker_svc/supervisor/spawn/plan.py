@@ -13,10 +13,9 @@ from worker_svc.job import error_message, name_of
 from worker_svc.job.identity import Identity, Sandbox
 from worker_svc.job.limits import Limits
 from worker_svc.job.spec import CheckedFile, OutputVia
+from worker_svc.linux.search_path import PATH_FALLBACK, search_folders
 from worker_svc.supervisor.journal import note
 
-PATH_FALLBACK: Final = "/usr/local/bin:/usr/bin:/bin"
-_SEARCH_FOLDERS_MAX: Final = 1024
 _NO_PIDFD: Final = b"\xff\xff\xff\xff"
 # The sticky bit means nothing to a pipe: it tells the pipes of a job's output from all others. The second mode is that
 # of standard error, where that is separate.
@@ -227,12 +226,6 @@ def candidates_of(plan: LaunchPlan) -> list[str]:
         return [command]
     search = plan.env.get("PATH", PATH_FALLBACK)
     return [os.path.join(plan.cwd, folder, command) for folder in search_folders(search)]
-
-
-def search_folders(search: str) -> list[str]:
-    """Where a program is looked for, each once, and so many at most: a PATH can be as long as any variable."""
-    # An empty entry is the current directory, which is the job's.
-    return [folder or "." for folder in dict.fromkeys(search.split(":"))][:_SEARCH_FOLDERS_MAX]
 
 
 def start_ticks_of(pid: int) -> int | None:
