@@ -12,12 +12,11 @@ import ssl
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from worker_svc import __version__
 from worker_svc.access import startchecks
-from worker_svc.access.guard import Gate
-from worker_svc.access.policy import CommandPolicy, base_env
+from worker_svc.access.policy import base_env
 from worker_svc.access.roles import Doorkeeper, Role
 from worker_svc.access.tls import Reloader, SecurityError, acceptance, expiry_s, scheduler_context, server_context
 from worker_svc.config import Address, Config
@@ -29,17 +28,18 @@ from worker_svc.linux import failpoints
 from worker_svc.linux.kinship import Kinship
 from worker_svc.masking import Masker
 from worker_svc.output import OutputReader
-from worker_svc.pb import jobscheduler as pb
 from worker_svc.printable import printable
-from worker_svc.reading import LongReads
 from worker_svc.record.reader import StoreReader
 from worker_svc.record.schema import StoreError
-from worker_svc.registration import Registration
-from worker_svc.server import GrpcServer, close_sockets
-from worker_svc.service import WorkerFacts, WorkerService
+from worker_svc.server.sockets import close_sockets
 from worker_svc.starting import StartError, bind, check_start, take_signals_as_usual, worker_lock
 from worker_svc.telemetry import Log, TransitionLog, set_up_log
-from worker_svc.wire.messages.defaults import start_defaults
+
+if TYPE_CHECKING:
+    from worker_svc.pb import jobscheduler as pb
+    from worker_svc.registration import Registration
+    from worker_svc.server import GrpcServer
+    from worker_svc.service import WorkerFacts
 
 # Variables that tell of a user, so that another user's jobs must not find the worker's.
 _OF_A_USER: Final = ("HOME", "USER", "LOGNAME", "SHELL")
@@ -120,8 +120,16 @@ class _Worker:
             supervisor_options=_supervisor_options(config),
             on_sequence=self._on_sequence,
             on_event=self._on_event,
+            meanwhile=_load_the_rest,
         )
         await link.connect()
+        from worker_svc.access.guard import Gate
+        from worker_svc.access.policy import CommandPolicy
+        from worker_svc.reading import LongReads
+        from worker_svc.server import GrpcServer
+        from worker_svc.service import WorkerService
+        from worker_svc.wire.messages.defaults import start_defaults
+
         await self._warn_of_limits(link)
         worker_id = link.info.state_id
         reader, reads = StoreReader(str(config.state.dir)), LongReads(str(config.state.dir))
@@ -211,6 +219,8 @@ class _Worker:
         self._advertised = str(advertised)
         if scheduler.addr is None:
             return []
+        from worker_svc.registration import Registration
+
         self._registration = Registration(
             self._advertised,
             self._log,
@@ -268,6 +278,8 @@ class _Worker:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _identity(self) -> WorkerFacts:
+        from worker_svc.service import WorkerFacts
+
         return WorkerFacts(
             host=socket.gethostname(),
             slots=self._config.jobs.resolved_slots,
@@ -291,12 +303,16 @@ class _Worker:
             )
         if status.output_degraded:
             self._on_event("output.degraded", reason=status.output_degraded)
+        from worker_svc.wire.messages.defaults import start_defaults
+
         missing = status.unenforceable
         for field, value in start_defaults(self._config).limits.limits.items():
             if field in missing:
                 self._on_event("limits.unenforceable", key=f"limits.{field}", value=value, reason=missing[field])
 
     def _log_state(self) -> pb.LogState:
+        from worker_svc.pb import jobscheduler as pb
+
         writer = self._whole_log.writer
         return pb.LogState(problem=writer.hindrance, held_lines=writer.held_lines, lost_lines=writer.lost_lines)
 
@@ -307,6 +323,14 @@ class _Worker:
 
     def _on_event(self, event: str, **fields: Any) -> None:
         (self._log.warning if event in _WARNINGS else self._log.info)(event, **fields)
+
+
+def _load_the_rest() -> None:
+    """What serving takes beyond what a supervisor does. It is as much again as all before, and a supervisor that is
+    just starting takes as long: on two processors they do so side by side."""
+    import worker_svc.registration
+    import worker_svc.server.grpc_server
+    import worker_svc.service  # noqa: F401
 
 
 def _kinship(link: SupervisorLink) -> Kinship:

@@ -172,13 +172,16 @@ class SupervisorLink:
         supervisor_options: Sequence[str] = (),
         on_sequence: Callable[[int], None],
         on_event: Callable[..., None],
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_sequence` gets each doorbell, `on_event` an event's name and its fields, for the log."""
+        """`on_sequence` gets each doorbell, `on_event` an event's name and its fields, for the log. `meanwhile` is
+        called while a supervisor starts."""
         self._state_dir = state_dir
         self._hello = Hello(PROTOCOL_VERSION, version, "", settings, exclusive=True)
         self._supervisor_options = supervisor_options
         self._on_sequence = on_sequence
         self._on_event = on_event
+        self._meanwhile = meanwhile
         self._protocol: _Protocol | None = None
         self._connected = asyncio.Event()
         self._lost = asyncio.Event()
@@ -367,6 +370,7 @@ class SupervisorLink:
         finally:
             os.close(writer)
         try:
+            self._meanwhile()
             line = await _read_line(reader)
         finally:
             os.close(reader)

@@ -15,7 +15,7 @@ from worker_svc.access import startchecks
 from worker_svc.config import Config, GrpcServerConfig
 from worker_svc.linux.lockfile import LockFile, LockHeld
 from worker_svc.record import paths
-from worker_svc.server import close_sockets, open_sockets
+from worker_svc.server.sockets import close_sockets, open_sockets
 
 
 class StartError(Exception):

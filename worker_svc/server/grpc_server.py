@@ -17,9 +17,10 @@ from grpclib.server import Server
 from worker_svc.config import Address, TransportConfig
 from worker_svc.server.admission import Admission, Place
 from worker_svc.server.connection import READ_BYTES, ServerConnection, Shared
-from worker_svc.server.listener import Listener, open_sockets
+from worker_svc.server.listener import Listener
 from worker_svc.server.rates import ReceiveBudget, RequestRates
 from worker_svc.server.sending import SendBudget
+from worker_svc.server.sockets import open_sockets
 from worker_svc.server.turns import Turns
 from worker_svc.wire.codec import MessageCodec
 
