@@ -24,11 +24,9 @@ from worker_svc.record.writer import JobStore
 from worker_svc.supervisor.connections import Connection, Key, listen, refusal
 from worker_svc.supervisor.containment import Containment
 from worker_svc.supervisor.journal import note, use_log
-from worker_svc.supervisor.ledger import Ledger
 from worker_svc.supervisor.life.job import Job
 from worker_svc.supervisor.life.jobs import Jobs
 from worker_svc.supervisor.life.recovery import recover
-from worker_svc.supervisor.mailbox import Mailbox
 from worker_svc.supervisor.requests import Requests
 from worker_svc.supervisor.timers import Timers, is_passing
 
@@ -55,19 +53,15 @@ class Supervisor:
         inherited: Limits,
         owns_processes: bool,
     ) -> None:
-        """`signals` is the read end of signal.set_wakeup_fd; `spawner` forces an implementation, empty: the best."""
+        """`signals` is the read end of signal.set_wakeup_fd; the others are as House has them."""
         self._state_dir = state_dir
         self._store = store
         self._lock = lock
         self._listener: socket.socket | None = None
         self._signals = signals
-        self._ledger = Ledger(store)
         self._timers = Timers(self._on_trouble)
-        self._epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
-        mailbox = Mailbox(self._timers)
-        self._jobs = Jobs(
-            state_dir, store, self._ledger, self._epoll, self._timers, mailbox, containment, spawner, inherited
-        )
+        self._jobs = Jobs(state_dir, store, self._timers, containment, spawner, inherited)
+        self._ledger, self._epoll, mailbox = self._jobs.ledger, self._jobs.epoll, self._jobs.mailbox
         self._key = Key(state_dir)
         self._requests = Requests(self._jobs, store, self._ledger, self._key)
         self._refusals = 0

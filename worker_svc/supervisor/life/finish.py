@@ -1,4 +1,4 @@
-"""The one way out of life, from every state."""
+"""The one way out of life; what is so in every state before it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,24 @@ import os
 import time
 from functools import partial
 
-from worker_svc.job import Event, Exit, Outcome
+from worker_svc.job import Event, Exit, Outcome, PreconditionFailed
 from worker_svc.linux.clocks import wall_ns
 from worker_svc.supervisor.life.house import House
 from worker_svc.supervisor.life.job import FINISHED, Job, Output, Stage
 
 _UNKNOWN = Exit(None, None)
+
+
+class Live(Stage):
+    __slots__ = ("house", "job")
+
+    def __init__(self, house: House, job: Job) -> None:
+        self.house = house
+        self.job = job
+
+    def give_up(self, reason: str) -> None:
+        lose(self.house, self.job, reason)
+        self.house.ledger.then(partial(self.job.answer, PreconditionFailed(f"lost: {reason}")))
 
 
 def finish(
@@ -28,12 +40,12 @@ def finish(
     """Records how a job ended, and lets go of all that it held. `is_gone`: nothing of it lives, as was just seen."""
     was = job.now
     process = was.process
+    output = process.output if process else Output(job, was.terms)
     ran_ns = None
     if process is not None and event is not Event.LOSE:  # of a lost one nobody saw when it ended
         ran_ns = time.monotonic_ns() - process.started_monotonic_ns if process.started_monotonic_ns else None
-    columns = house.outputs.end(was.output or Output(job, was.terms))
-    house.retention.on_finished(columns["stored_bytes"])
-    columns |= {
+    columns = {
+        **house.outputs.end(output),
         "exit_code": ended.exit_code,
         "signal": ended.signal,
         "cpu_ns": ended.cpu_ns,
@@ -42,6 +54,7 @@ def finish(
         "finished_ns": wall_ns(),
         "wall_ns": ran_ns,
     }
+    house.retention.on_finished(columns["stored_bytes"])
     if stuck is not None:
         columns |= {"peak_memory_bytes": ended.peak_memory_bytes, "stuck": stuck}
     if was.paused:

@@ -33,35 +33,33 @@ class House:
         self,
         state_dir: str,
         store: JobStore,
-        ledger: Ledger,
-        epoll: select.epoll,
         timers: Timers,
-        mailbox: Mailbox,
         containment: Containment,
         spawner: str,
         inherited: Limits,
     ) -> None:
-        """`inherited` is what jobs have of the limits that the supervisor changed for itself."""
+        """`spawner` forces an implementation, empty: the best. `inherited` is what jobs have of the limits that the
+        supervisor changed for itself."""
         self.state_dir = state_dir
         self.hidden = os.path.realpath(state_dir)
         self.boot_id = boot_id()
         self.settings = kept_settings(store)
         self.store = store
-        self.ledger = ledger
-        self.epoll = epoll
+        self.ledger = Ledger(store)
+        self.epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
         self.timers = timers
-        self.mailbox = mailbox
+        self.mailbox = Mailbox(timers)
         self.containment = containment
         self.inherited = inherited
         self.by_id: dict[str, Job] = {}
         self.by_pidfd: dict[int, Process] = {}
         """The processes whose exit the loop waits for."""
-        self.moves = Moves(ledger)
+        self.moves = Moves(self.ledger)
         self.reserve = Reserve()
-        self.retention = Retention(state_dir, store, ledger)
+        self.retention = Retention(state_dir, store, self.ledger)
         self.remains = Remains(containment, timers, self.by_id)
         self.spawner = Spawner(self._on_spawned, spawner or IMPLEMENTATION)
-        self.outputs = Outputs(state_dir, self.spawner.implementation, mailbox, ledger, self.moves)
+        self.outputs = Outputs(state_dir, self.spawner.implementation, self.mailbox, self.ledger, self.moves)
 
     def _on_spawned(self, starting: Starting, result: Spawned | SpawnFailed) -> None:
         """In a spawner's thread."""

@@ -76,15 +76,18 @@ class Stage:
 
     __slots__ = ()
     state = JobState.NEW
-    pid = 0
     process: Process | None = None
     container: Container | None = None
     """From before the spawn to the end."""
-    output: Output | None = None
     terms = NO_TERMS
     paused = False
     cause = StopCause.NONE
     """Why it was asked to end."""
+
+    @property
+    def pid(self) -> int:
+        """The process's; zero: there is none."""
+        return self.process.pid if self.process else 0
 
     @property
     def outlives_leader(self) -> bool:

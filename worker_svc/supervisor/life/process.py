@@ -11,6 +11,7 @@ import select
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from worker_svc.job import Event, Exit, JobState, Outcome, PreconditionFailed, StopCause, error_text, outcome_of
@@ -203,13 +204,15 @@ class Process:
 
     def signal(self, number: int, *, wakes: bool = False) -> None:
         """Raises PreconditionFailed if the job's processes may not be signalled (they changed their user)."""
-        try:
+        with self.permitted():
             self.house.containment.signal(self.container, number, wakes=wakes)
-        except PermissionError as error:
-            raise self.not_allowed(error) from error
 
-    def not_allowed(self, error: PermissionError) -> PreconditionFailed:
-        return PreconditionFailed(f"the supervisor may not signal pid {self.pid}: {error.strerror}")
+    @contextmanager
+    def permitted(self) -> Iterator[None]:
+        try:
+            yield
+        except PermissionError as error:
+            raise PreconditionFailed(f"the supervisor may not signal pid {self.pid}: {error.strerror}") from error
 
     def thaw(self) -> None:
         """What part of it stands still goes on, unless the job is finished, or paused anew."""

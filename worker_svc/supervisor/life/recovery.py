@@ -12,9 +12,9 @@ from worker_svc.record.writer import JobStore
 from worker_svc.supervisor.containment import Container
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.life import adoption
-from worker_svc.supervisor.life.finish import lose
+from worker_svc.supervisor.life.finish import Live, lose
 from worker_svc.supervisor.life.house import House
-from worker_svc.supervisor.life.job import NO_TERMS, Ask, Job, Output, Stage, Terms
+from worker_svc.supervisor.life.job import Ask, Job, Terms
 from worker_svc.supervisor.life.jobs import Jobs
 from worker_svc.supervisor.life.process import Process
 from worker_svc.supervisor.life.running import Alive, Running, Stopping
@@ -22,22 +22,21 @@ from worker_svc.supervisor.life.starting import Queued, Starting
 from worker_svc.supervisor.spawn import Spawned
 
 
-class Recorded(Stage):
+class Recorded(Live):
     """What the record tells of a job that was not looked for yet, in the state that it has there."""
 
-    __slots__ = ("container", "house", "job", "output", "paused", "pid", "process", "state", "terms")
+    __slots__ = ("_pid", "container", "paused", "process", "state")
 
     def __init__(self, house: House, job: Job, row: LiveRow) -> None:
-        self.house, self.job = house, job
+        super().__init__(house, job)
         self.state = row.state
-        self.pid, self.paused = row.pid, bool(row.paused)
+        self._pid, self.paused = row.pid, bool(row.paused)
         self.container: Container | None = None
         self.process: Process | None = None
-        self.output: Output | None = None
-        self.terms = NO_TERMS
 
-    def give_up(self, reason: str) -> None:
-        lose(self.house, self.job, reason)
+    @property
+    def pid(self) -> int:
+        return self._pid
 
 
 def recover(jobs: Jobs, *, owns_processes: bool) -> None:
@@ -81,15 +80,13 @@ def _recover(jobs: Jobs, recorded: Recorded, row: LiveRow, rebooted: bool, *, ow
 
 def _adopt(jobs: Jobs, recorded: Recorded, row: LiveRow) -> None:
     job = recorded.job
+    container = recorded.container = jobs.containment.adopt(job.job_id, accepted_ns=job.accepted_ns)
+    terms = Terms.of(jobs.store.spec_of(job.ordinal))
     pidfd = adoption.open_pidfd(row.pid, row.start_ticks)
     if pidfd is None:
-        recorded.container = jobs.containment.adopt(job.job_id, accepted_ns=job.accepted_ns)
-        _lose(jobs, recorded, recorded.container, "it ended while no supervisor was there")
+        _lose(jobs, recorded, container, terms, "it ended while no supervisor was there")
         return
-    container = jobs.containment.adopt(job.job_id, row.pid, pidfd, row.start_ticks, accepted_ns=job.accepted_ns)
-    recorded.container = container
-    recorded.process = Process(jobs, job, NO_TERMS, container, 0)  # should its spec not be readable
-    terms = Terms.of(jobs.store.spec_of(job.ordinal))
+    jobs.containment.take_over(container, row.pid, pidfd, row.start_ticks)
     process = Process(jobs, job, terms, container, row.started_monotonic_ns)
     stage: Alive = (
         Stopping(process, StopCause(row.stop_cause))
@@ -119,24 +116,22 @@ def _find_started(jobs: Jobs, recorded: Recorded, cause: StopCause, rebooted: bo
     pidfd = adoption.open_pidfd(leader.pid, leader.start_ticks) if leader and is_it else None
     if leader is None or pidfd is None:
         reason = "the supervisor died while it started the job, which may or may not have run"
-        _lose(jobs, recorded, container, reason)
+        _lose(jobs, recorded, container, Terms.of(spec), reason)
         return
     jobs.containment.take_over(container, leader.pid, pidfd, leader.start_ticks)
     starting = Starting(jobs, job, spec=spec)
     starting.container = container
     if cause is not StopCause.NONE:
-        starting.remember(Ask(cause=cause))
+        starting.asked = Ask(cause=cause)
     jobs.moves.put_back(job, starting)
     starting.run(Spawned(leader.pid, pidfd, leader.start_ticks), clocks.wall_ns())
 
 
-def _lose(jobs: Jobs, recorded: Recorded, container: Container, reason: str) -> None:
+def _lose(jobs: Jobs, recorded: Recorded, container: Container, terms: Terms, reason: str) -> None:
     """Its first process is gone. What is left of it, which may hold some of its output, is ended with it."""
-    job = recorded.job
-    recorded.terms = Terms.of(jobs.store.spec_of(job.ordinal))
-    recorded.output = Output(job, recorded.terms)
-    jobs.outputs.take_up(recorded.output, (one.pid for one in jobs.containment.survivors(container)))
-    lose(jobs, job, reason, is_gone=jobs.containment.kill(container))
+    recorded.process = process = Process(jobs, recorded.job, terms, container, 0)
+    jobs.outputs.take_up(process.output, (one.pid for one in jobs.containment.survivors(container)))
+    lose(jobs, recorded.job, reason, is_gone=jobs.containment.kill(container))
 
 
 def _remember(store: JobStore, key: str, value: str | bytes) -> None:

@@ -38,9 +38,8 @@ class Remains:
             self._containment.leader_gone(container)
         if not is_gone:
             self._lingering.add(container)
-            self._tidy_soon()
-        elif not self._containment.remove(container):
-            self._tidy_soon()
+        if not is_gone or not self._containment.remove(container):
+            self._tidy_in(_TIDY_SOON_S)
 
     def _reap(self, leader: int) -> None:
         if not os.waitpid(leader, os.WNOHANG)[0]:
@@ -53,18 +52,17 @@ class Remains:
             note("supervisor.exhausted", reason=str(error))
             return False  # as long as it cannot be told
 
-    def _tidy_soon(self) -> None:
+    def _tidy_in(self, delay_s: float) -> None:
         if not self._is_tidying:
             self._is_tidying = True
-            self._timers.after(_TIDY_SOON_S, self._tidy)
+            self._timers.after(delay_s, self._tidy)
 
     def _tidy(self) -> None:
         self._is_tidying = False
         for container in list(self._lingering):
             self._timers.attempt(partial(self._kill_lingering, container))
         if self._containment.tidy() or self._lingering:
-            self._is_tidying = True
-            self._timers.after(_TIDY_EVERY_S, self._tidy)
+            self._tidy_in(_TIDY_EVERY_S)
 
     def _kill_lingering(self, container: Container) -> None:
         if container in self._lingering and self._containment.kill(container):

@@ -14,8 +14,8 @@ from worker_svc.job import DURATION_MAX_S, Event, JobState, PreconditionFailed, 
 from worker_svc.linux.clocks import NS_PER_S
 from worker_svc.supervisor.containment import Container
 from worker_svc.supervisor.journal import note
-from worker_svc.supervisor.life.finish import lose
-from worker_svc.supervisor.life.job import Ask, Stage
+from worker_svc.supervisor.life.finish import Live
+from worker_svc.supervisor.life.job import Ask
 from worker_svc.supervisor.life.process import Process
 
 # SIGKILL ends a process in microseconds, unless it waits in the kernel for what does not come.
@@ -23,21 +23,16 @@ _UNKILLABLE_AFTER_S: Final = 2.0
 _REASONS: Final = {StopCause.TIMEOUT: "timeout", StopCause.OUTPUT: "output limit"}
 
 
-class Alive(Stage):
+class Alive(Live):
     """What is so in both: there is a process."""
 
-    __slots__ = ("container", "house", "job", "output", "pid", "process", "terms")
+    __slots__ = ("container", "process", "terms")
 
     def __init__(self, process: Process) -> None:
+        super().__init__(process.house, process.job)
         self.process: Process = process
-        self.house, self.job = process.house, process.job
         self.container: Container = process.container
-        self.output = process.output
-        self.terms, self.pid = process.terms, process.pid
-
-    def give_up(self, reason: str) -> None:
-        lose(self.house, self.job, reason)
-        self.house.ledger.then(partial(self.job.answer, PreconditionFailed(f"lost: {reason}")))
+        self.terms = process.terms
 
 
 class Running(Alive):
@@ -72,21 +67,18 @@ class Running(Alive):
         """Raises PreconditionFailed as `Process.signal`, and OSError; then it is not paused, nor recorded as if it
         was."""
         try:
-            self.house.containment.freeze(self.container)
-        except OSError as error:
+            with self.process.permitted():
+                self.house.containment.freeze(self.container)
+        except (OSError, PreconditionFailed):
             self.house.timers.attempt(self.process.thaw, self.job)  # part of it may stand still
-            if isinstance(error, PermissionError):
-                raise self.process.not_allowed(error) from error
             raise
         self.paused = True
         self.house.moves.move(self.job, Event.PAUSE, changes={"paused": 1}, reason="paused")
 
     def resume(self) -> None:
         """Raises as `pause`; then it is paused still, for the most part."""
-        try:
+        with self.process.permitted():
             self.house.containment.thaw(self.container)
-        except PermissionError as error:
-            raise self.process.not_allowed(error) from error
         self.paused = False
         self.house.moves.move(self.job, Event.RESUME, changes={"paused": 0}, reason="resumed")
         self.process.look_again_soon()  # while it stood still nobody was told of its end

@@ -21,9 +21,9 @@ from worker_svc.linux import failpoints
 from worker_svc.linux.clocks import wall_ns
 from worker_svc.record.paths import output_path, stderr_path
 from worker_svc.supervisor.containment import Container, ContainmentError
-from worker_svc.supervisor.life.finish import finish, lose
+from worker_svc.supervisor.life.finish import Live, finish
 from worker_svc.supervisor.life.house import House
-from worker_svc.supervisor.life.job import NO_TERMS, Ask, Job, Output, Stage, Terms
+from worker_svc.supervisor.life.job import NO_TERMS, Ask, Job, Terms
 from worker_svc.supervisor.life.process import Process
 from worker_svc.supervisor.life.running import Running
 from worker_svc.supervisor.spawn import LaunchPlan, Spawned, SpawnFailed
@@ -33,30 +33,16 @@ from worker_svc.supervisor.timers import is_passing
 _BREAK_OFF_AGAIN_S: Final = 1.0
 
 
-class Pending(Stage):
-    """What is so in both: there is no process yet."""
-
-    __slots__ = ("house", "job", "secrets")
-
-    def __init__(self, house: House, job: Job, secrets: bytes) -> None:
-        self.house = house
-        self.job = job
-        self.secrets = secrets
-        """Its secret variables, as SecretEnv.pack has them, until the spawn: also a queued one's are nowhere else."""
-
-    def give_up(self, reason: str) -> None:
-        lose(self.house, self.job, reason)
-        self.house.ledger.then(partial(self.job.answer, PreconditionFailed(f"lost: {reason}")))
-
-
-class Queued(Pending):
+class Queued(Live):
     """Its spec is read back from the store when its turn comes: there may be very many."""
 
-    __slots__ = ("_since_ns",)
+    __slots__ = ("_since_ns", "secrets")
     state = JobState.QUEUED
 
     def __init__(self, house: House, job: Job, secrets: bytes = b"", *, waited_ns: int = 0) -> None:
-        super().__init__(house, job, secrets)
+        super().__init__(house, job)
+        self.secrets = secrets
+        """Its secret variables, as SecretEnv.pack has them, until the spawn: they are nowhere else."""
         self._since_ns = time.monotonic_ns() - waited_ns
 
     def stop(self, ask: Ask) -> None:
@@ -70,18 +56,17 @@ class Queued(Pending):
             self.job.answer()
 
 
-class Starting(Pending):
+class Starting(Live):
     __slots__ = (
-        "_asked",
         "_fault",
         "_is_breaking_off",
         "_is_broken_off",
         "_is_spawning",
+        "_secrets",
         "_spec",
         "_stdin",
+        "asked",
         "container",
-        "output",
-        "pid",
         "process",
         "terms",
     )
@@ -91,19 +76,18 @@ class Starting(Pending):
         self, house: House, job: Job, secrets: bytes = b"", spec: JobSpec | None = None, stdin: bytes = b""
     ) -> None:
         """`spec`: that of a job that starts at once; a queued one's is read back from the store."""
-        super().__init__(house, job, secrets)
+        super().__init__(house, job)
+        self._secrets = secrets
         self._spec = spec
         self._stdin = stdin
         self.terms = Terms.of(spec) if spec else NO_TERMS
         self.container: Container | None = None
         self.process: Process | None = None
-        self.output: Output | None = None
-        self.pid = 0
         self._is_spawning = False
         """Whether a spawner has its plan, and has not told what came of it."""
         self._fault = ""
         """Why it is lost once it has."""
-        self._asked: Ask | None = None
+        self.asked: Ask | None = None
         """A stop that takes effect once there is a process."""
         self._is_broken_off = False
         """Whether its start was broken off for that."""
@@ -137,12 +121,12 @@ class Starting(Pending):
         spec = self._spec or house.store.spec_of(job.ordinal)
         stdin = self._stdin or (house.store.stdin_of(job.ordinal) if spec.stdin_size_bytes else b"")
         self.terms = Terms.of(spec)
-        if spec.secret_env and not self.secrets:
+        if spec.secret_env and not self._secrets:
             raise SpawnFailed("secret_env: its values were lost with the supervisor that held them: start another job")
         if self.container is None:
             self.container = house.containment.create(job.job_id, spec.limits, accepted_ns=job.accepted_ns)
-        secrets, self.secrets = SecretEnv.unpack(self.secrets), b""
-        self._spec, self._stdin = None, b""
+        secrets = SecretEnv.unpack(self._secrets)
+        self._spec, self._stdin, self._secrets = None, b"", b""
         return LaunchPlan(
             argv=spec.checked_argv,
             env={**house.settings.base_env, **spec.env, **secrets, **house.containment.marks(self.container)},
@@ -174,8 +158,8 @@ class Starting(Pending):
         self.run(result, wall_ns())
 
     def _fail(self, failure: SpawnFailed) -> None:
-        if self._is_broken_off and self._asked is not None:
-            is_late = self._asked.cause is StopCause.TIMEOUT
+        if self._is_broken_off and self.asked is not None:
+            is_late = self.asked.cause is StopCause.TIMEOUT
             outcome = Outcome.TIMED_OUT if is_late else Outcome.STOPPED
             why = f"timed out after {self.terms.timeout_s:g} s" if is_late else "stopped"
             finish(self.house, self.job, Event.SPAWN_FAILED, outcome, f"{why} before it started")
@@ -189,7 +173,7 @@ class Starting(Pending):
         assert self.container is not None
         process = Process(self.house, self.job, self.terms, self.container, time.monotonic_ns())
         if self._fault:
-            self.process, self.output, self.pid = process, process.output, process.pid
+            self.process = process
             self.house.outputs.begin(process.output, found.outputs)
             super().give_up(self._fault)
             return
@@ -204,24 +188,20 @@ class Starting(Pending):
         self.house.moves.move(self.job, Event.SPAWNED, running, changes=changes)
         self.house.ledger.then(self.job.answer)
         self.house.timers.attempt(partial(process.watch, found.outputs), self.job)
-        if self._asked is not None and self.job.now is running:
-            running.stop(self._asked)
+        if self.asked is not None and self.job.now is running:
+            running.stop(self.asked)
 
     def stop(self, ask: Ask) -> None:
         """By the table nothing moves: it takes effect once there is a process. Until then it is on record, and there
         may never be one: a program on a dead file system."""
         self.house.moves.move(self.job, Event.STOP)
-        if self._asked is not None:
-            number, grace_s, cause = self._asked
+        if self.asked is not None:
+            number, grace_s, cause = self.asked
             nearer_s = min(self._grace_s(grace_s), self._grace_s(ask.grace_s))
             ask = Ask(number if ask.signal is None else ask.signal, nearer_s, cause)
-        self.remember(ask)
+        self.asked = ask
         self.house.ledger.annotate(self.job, {"stop_cause": int(ask.cause)})
         self.house.timers.after(self._grace_s(ask.grace_s), self._break_off, self.job)
-
-    def remember(self, ask: Ask) -> None:
-        """A stop that is on record."""
-        self._asked = ask
 
     def _grace_s(self, asked_s: float | None) -> float:
         return self.terms.stop_grace_s if asked_s is None else asked_s
