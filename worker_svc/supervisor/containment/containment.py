@@ -42,7 +42,9 @@ class Containment:
         self._marks = Marks(state_id, secret)
         self._containers: dict[str, Container] = {}
         """By mark."""
-        self._sweep = Sweep(self._containers, self._marks, self._group_of)
+        self._by_name: dict[str, Container] = {}
+        """Those with a cgroup."""
+        self._sweep = Sweep(self._containers, self._by_name, self._marks, self._group_of)
         self._orphans = self._sweep.orphans
         self._changes = select.epoll(flags=select.EPOLL_CLOEXEC)
         self._watched: dict[int, Container] = {}
@@ -136,11 +138,13 @@ class Containment:
         self._orphans.last_number += 1
         container = Container(job_id, self._marks.of(job_id, accepted_ns), name, self._orphans.last_number)
         self._containers[container.mark] = container
+        if name:
+            self._by_name[name] = container
         return container
 
     def started(self, container: Container, pid: int, pidfd: int, start_ticks: int) -> None:
         """The leader is there. `pidfd` stays the caller's, who keeps it open until `leader_gone`."""
-        container.pid, container.pidfd, container.start_ticks = pid, pidfd, start_ticks
+        self.take_over(container, pid, pidfd, start_ticks)
         self._orphans.add_leader(container)
         self._close_cgroup_fd(container)
 
@@ -151,7 +155,8 @@ class Containment:
         leader nothing is known, or it is gone."""
         container = self._add(job_id, accepted_ns, self._existing_group(job_id))
         container.is_child = False
-        container.pid, container.pidfd, container.start_ticks = pid, pidfd, start_ticks
+        if pid:
+            self.take_over(container, pid, pidfd, start_ticks)
         return container
 
     def find_leader(self, container: Container) -> Process | None:
@@ -162,6 +167,7 @@ class Containment:
     def take_over(self, container: Container, pid: int, pidfd: int, start_ticks: int) -> None:
         """The leader of an adopted job was found; the pidfd stays the caller's, as in `started`."""
         container.pid, container.pidfd, container.start_ticks = pid, pidfd, start_ticks
+        self._sweep.leaders[pid] = container
 
     def _names_by_job(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
@@ -384,6 +390,9 @@ class Containment:
         self._orphans.starting.pop(container.number, None)  # of one whose spawn failed
         if self._containers.get(container.mark) is container:
             del self._containers[container.mark]
+            self._by_name.pop(container.name, None)
+        if self._sweep.leaders.get(container.pid) is container:
+            del self._sweep.leaders[container.pid]
         if self._groups is None or not container.name or self._groups.remove(container.name):
             return True
         self._keep_leftover(container.name)

@@ -61,9 +61,13 @@ class _Orphan:
 
 
 class Orphans:
-    def __init__(self, containers: dict[str, Container], group_of: Callable[[int], str]) -> None:
-        """The containers by mark; `group_of` tells the name of the job's cgroup that a process is in, empty if none."""
+    def __init__(
+        self, containers: dict[str, Container], by_name: dict[str, Container], group_of: Callable[[int], str]
+    ) -> None:
+        """The containers by mark, and by the name of their cgroup; `group_of` tells the name of the job's cgroup that a
+        process is in, empty if none."""
         self._containers = containers
+        self._by_name = by_name
         self._group_of = group_of
         self._us = os.getpid()
         self._session = os.getsid(0)
@@ -243,7 +247,7 @@ class Orphans:
             return found
         group = self._group_of(one.pid)
         if group:
-            return next((container for container in self._containers.values() if container.name == group), None)
+            return self._by_name.get(group)
         return self._containers.get(environ_value(one.pid, _MARK))
 
     def _known(self, one: Process) -> Container | None:

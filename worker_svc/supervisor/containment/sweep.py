@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Final
 
 from worker_svc.linux.processes import Process, environ_value, is_there, process, snapshot
 from worker_svc.supervisor.containment.container import Container
@@ -29,23 +29,53 @@ _WALK_AGAIN: Final = 20
 _MARK: Final = MARK_VARIABLE.encode()
 
 
-class _Walk(NamedTuple):
-    """All processes, and the marks that some carry."""
+class _Walk:
+    """All processes, and what each job has to look up of them: a look at one job costs what there is of that job."""
 
-    table: dict[int, Process]
-    marks: dict[int, str]
-    good_until_ns: int
+    def __init__(self, table: dict[int, Process], marks: dict[int, str]) -> None:
+        self.table = table
+        self.good_until_ns = 0
+        self.marked: dict[str, list[int]] = {}
+        """The pids by the mark that they carry."""
+        for pid, mark in marks.items():
+            self.marked.setdefault(mark, []).append(pid)
+        self.below: dict[int, list[int]] = {}
+        """The children of each."""
+        self.inside: dict[int, set[int]] = {}
+        """Who is in a session or a group, by its number."""
+        for pid, one in table.items():
+            self.below.setdefault(one.ppid, []).append(pid)
+            for number in (one.session, one.pgrp):
+                self.inside.setdefault(number, set()).add(pid)
+
+    def tree(self, roots: Iterable[int], apart: tuple[int, ...]) -> list[Process]:
+        """These processes and all their descendants, but never those `apart`."""
+        found: dict[int, Process] = {}
+        todo = list(roots)
+        while todo:
+            pid = todo.pop()
+            if pid in self.table and pid not in found and pid not in apart:
+                found[pid] = self.table[pid]
+                todo += self.below.get(pid, ())
+        return list(found.values())
 
 
 class Sweep:
-    def __init__(self, containers: dict[str, Container], marks: Marks, group_of: Callable[[int], str]) -> None:
+    def __init__(
+        self,
+        containers: dict[str, Container],
+        by_name: dict[str, Container],
+        marks: Marks,
+        group_of: Callable[[int], str],
+    ) -> None:
         """As of Orphans."""
-        self.orphans = Orphans(containers, group_of)
-        self._containers = containers
+        self.orphans = Orphans(containers, by_name, group_of)
         self._marks = marks
         self._group_of = group_of
         self._us = os.getpid()
         self._last_walk: _Walk | None = None
+        self.leaders: dict[int, Container] = {}
+        """Whose leader has, or had, a number."""
 
     def kill(self, container: Container) -> bool:
         """SIGKILL to every process of the job, and to what it forks meanwhile. True: none is left alive."""
@@ -102,41 +132,40 @@ class Sweep:
         roots = self.orphans.of(container) if container.is_child else None
         if roots == []:
             return []
-        walk = None if container.is_child else self._walk(may_be_old=bool(container.name))
-        table = walk.table if walk else snapshot()
+        is_old = not container.is_child and bool(container.name)
+        walk = _Walk(snapshot(), {}) if container.is_child else self._walk(may_be_old=is_old)
+        table = walk.table
         seeds = {one.pid for one in roots or ()}
         seeds |= {pid for pid, start in container.known or () if pid in table and table[pid].start_ticks == start}
         if self.orphans.number_is_sure(container):
-            seeds |= {one.pid for one in table.values() if container.pid in (one.session, one.pgrp)}
-        if walk:
-            seeds |= {pid for pid, mark in walk.marks.items() if self._is_own(container, mark, table[pid], table)}
-        found = self._tree(seeds, table)
+            seeds |= walk.inside.get(container.pid, set())
+        seeds |= {pid for pid in walk.marked.get(container.mark, ()) if self._is_own(container, table[pid], walk)}
+        found = walk.tree(seeds, (1, self._us))
         # Zombies too: one may lead the session of who lives. And who came after an old walk.
-        is_old = walk is not None and bool(container.name)
         later = {(pid, start) for pid, start in container.known or () if is_old and pid not in table}
         container.known = {one.identity for one in found} | later or None
         return [one for one in found if one.is_alive]
 
-    def _is_own(self, container: Container, mark: str, one: Process, table: dict[int, Process]) -> bool:
-        """Whether a marked process is an adopted job's: it is not if it has the mark from there, and is another's by
-        cgroup, session, group or descent."""
-        if mark != container.mark or one.start_ticks < container.start_ticks:
+    def _is_own(self, container: Container, one: Process, walk: _Walk) -> bool:
+        """Whether a process with its mark is an adopted job's: it is not if it has the mark from there, and is
+        another's by cgroup, session, group or descent."""
+        if one.start_ticks < container.start_ticks:
             return False
         if self._group_of(one.pid) not in ("", container.name):
             return False
-        leaders = {other.pid: other.start_ticks for other in self._containers.values() if other is not container}
         while one.pid not in (1, self._us):
             for number in (one.pid, one.session, one.pgrp):
-                if number in leaders and number in table and table[number].start_ticks == leaders[number]:
+                other, leader = self.leaders.get(number, container), walk.table.get(number)
+                if other is not container and leader is not None and leader.start_ticks == other.start_ticks:
                     return False
-            if one.ppid not in table:
+            if one.ppid not in walk.table:
                 break
-            one = table[one.ppid]
+            one = walk.table[one.ppid]
         return True
 
     def marked_jobs(self) -> set[tuple[str, int]]:
         """The jobs whose marks living processes carry, and when they were accepted."""
-        found = {self._marks.read(mark) for mark in self._walk(may_be_old=False).marks.values()}
+        found = {self._marks.read(mark) for mark in self._walk(may_be_old=False).marked}
         return {job for job in found if job is not None}
 
     def _walk(self, *, may_be_old: bool) -> _Walk:
@@ -150,23 +179,10 @@ class Sweep:
             if pid != self._us and one.is_alive and (mark := environ_value(pid, _MARK))
         }
         took_ns = time.monotonic_ns() - began_ns
-        walk = _Walk(table, marks, time.monotonic_ns() + took_ns * _WALK_AGAIN)
+        walk = _Walk(table, marks)
+        walk.good_until_ns = time.monotonic_ns() + took_ns * _WALK_AGAIN
         self._last_walk = walk if may_be_old else None
         return walk
-
-    def _tree(self, roots: Iterable[int], table: dict[int, Process]) -> list[Process]:
-        """These processes and all their descendants, but never ourselves and init."""
-        below: dict[int, list[int]] = {}
-        for one in table.values():
-            below.setdefault(one.ppid, []).append(one.pid)
-        found: dict[int, Process] = {}
-        todo = list(roots)
-        while todo:
-            pid = todo.pop()
-            if pid in table and pid not in found and pid not in (1, self._us):
-                found[pid] = table[pid]
-                todo += below.get(pid, ())
-        return list(found.values())
 
 
 def send(one: Process, number: int, *, group: bool = False) -> bool:

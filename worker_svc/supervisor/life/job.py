@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from worker_svc.ipc.messages import Refused, Started
-from worker_svc.job import JobError, JobSpec, JobState, LeaderExit, OutputPolicy, OutputVia, StopCause
+from worker_svc.job import (
+    JobError,
+    JobSpec,
+    JobState,
+    LeaderExit,
+    OutputPolicy,
+    OutputVia,
+    PreconditionFailed,
+    StopCause,
+)
 
 if TYPE_CHECKING:
     from worker_svc.supervisor.connections import Connection
     from worker_svc.supervisor.containment import Container
+    from worker_svc.supervisor.life.house import House
     from worker_svc.supervisor.life.process import Process
 
 
@@ -105,6 +116,20 @@ class Stage:
 
     def give_up(self, reason: str) -> None:
         """It could not be dealt with, by a fault of ours."""
+
+
+class Live(Stage):
+    """What is so in every state of a job that is accepted and not finished."""
+
+    __slots__ = ("house", "job")
+
+    def __init__(self, house: House, job: Job) -> None:
+        self.house = house
+        self.job = job
+
+    def give_up(self, reason: str) -> None:
+        self.house.lose(self.job, reason)
+        self.house.ledger.then(partial(self.job.answer, PreconditionFailed(f"lost: {reason}")))
 
 
 class _Finished(Stage):

@@ -20,7 +20,6 @@ from worker_svc.linux.clocks import NS_PER_S
 from worker_svc.supervisor.containment import Container, Usage
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.life import adoption
-from worker_svc.supervisor.life.finish import finish, lose
 from worker_svc.supervisor.life.house import House
 from worker_svc.supervisor.life.job import Job, Output, Terms
 from worker_svc.supervisor.timers import is_passing
@@ -153,7 +152,7 @@ class Process:
             peak_memory_bytes=ended.peak_memory_bytes if usage.peak_memory_bytes is None else usage.peak_memory_bytes,
         )
         reason = error_text(ended, outcome, self._limit_text(outcome, cause))
-        finish(self.house, self.job, Event.EXIT, outcome, reason, ended=ended, stuck=stuck, is_gone=is_gone)
+        self.house.finish(self.job, Event.EXIT, outcome, reason, ended=ended, stuck=stuck, is_gone=is_gone)
 
     def _usage(self, *, oom_kills: bool) -> Usage:
         try:
@@ -184,7 +183,7 @@ class Process:
         self._look_for_status()
         if self._status is None:
             reason = "it ended after its supervisor had died, and this kernel does not tell its exit status"
-            lose(self.house, self.job, reason)
+            self.house.lose(self.job, reason)
         else:
             self.look_again()
 

@@ -12,9 +12,8 @@ from worker_svc.record.writer import JobStore
 from worker_svc.supervisor.containment import Container
 from worker_svc.supervisor.journal import note
 from worker_svc.supervisor.life import adoption
-from worker_svc.supervisor.life.finish import Live, lose
 from worker_svc.supervisor.life.house import House
-from worker_svc.supervisor.life.job import Ask, Job, Terms
+from worker_svc.supervisor.life.job import Ask, Job, Live, Terms
 from worker_svc.supervisor.life.jobs import Jobs
 from worker_svc.supervisor.life.process import Process
 from worker_svc.supervisor.life.running import Alive, Running, Stopping
@@ -65,10 +64,10 @@ def _recover(jobs: Jobs, recorded: Recorded, row: LiveRow, rebooted: bool, *, ow
     job = recorded.job
     reason = adoption.lost_reason(row, jobs.boot_id, owns_processes)
     if reason:
-        lose(jobs, job, reason)
+        jobs.lose(job, reason)
     elif row.state is JobState.QUEUED:
         if rebooted and jobs.settings.on_reboot == "drop":
-            lose(jobs, job, "machine rebooted before it started (jobs.on_reboot is drop)")
+            jobs.lose(job, "machine rebooted before it started (jobs.on_reboot is drop)")
         else:
             waited_ns = max(0, clocks.wall_ns() - row.accepted_ns)
             jobs.moves.put_back(job, Queued(jobs, job, waited_ns=waited_ns))
@@ -106,7 +105,7 @@ def _find_started(jobs: Jobs, recorded: Recorded, cause: StopCause, rebooted: bo
     """Takes in a job that was about to start: its process may be there, without a record."""
     job = recorded.job
     if rebooted:
-        lose(jobs, job, "machine rebooted while it started; it may or may not have run")
+        jobs.lose(job, "machine rebooted while it started; it may or may not have run")
         return
     container = recorded.container = jobs.containment.adopt(job.job_id, accepted_ns=job.accepted_ns)
     spec = jobs.store.spec_of(job.ordinal)
@@ -131,7 +130,7 @@ def _lose(jobs: Jobs, recorded: Recorded, container: Container, terms: Terms, re
     """Its first process is gone. What is left of it, which may hold some of its output, is ended with it."""
     recorded.process = process = Process(jobs, recorded.job, terms, container, 0)
     jobs.outputs.take_up(process.output, (one.pid for one in jobs.containment.survivors(container)))
-    lose(jobs, recorded.job, reason, is_gone=jobs.containment.kill(container))
+    jobs.lose(recorded.job, reason, is_gone=jobs.containment.kill(container))
 
 
 def _remember(store: JobStore, key: str, value: str | bytes) -> None:

@@ -14,8 +14,7 @@ from worker_svc.job import DURATION_MAX_S, Event, JobState, PreconditionFailed, 
 from worker_svc.linux.clocks import NS_PER_S
 from worker_svc.supervisor.containment import Container
 from worker_svc.supervisor.journal import note
-from worker_svc.supervisor.life.finish import Live
-from worker_svc.supervisor.life.job import Ask
+from worker_svc.supervisor.life.job import Ask, Live
 from worker_svc.supervisor.life.process import Process
 
 # SIGKILL ends a process in microseconds, unless it waits in the kernel for what does not come.

@@ -21,9 +21,8 @@ from worker_svc.linux import failpoints
 from worker_svc.linux.clocks import wall_ns
 from worker_svc.record.paths import output_path, stderr_path
 from worker_svc.supervisor.containment import Container, ContainmentError
-from worker_svc.supervisor.life.finish import Live, finish
 from worker_svc.supervisor.life.house import House
-from worker_svc.supervisor.life.job import NO_TERMS, Ask, Job, Terms
+from worker_svc.supervisor.life.job import NO_TERMS, Ask, Job, Live, Terms
 from worker_svc.supervisor.life.process import Process
 from worker_svc.supervisor.life.running import Running
 from worker_svc.supervisor.spawn import LaunchPlan, Spawned, SpawnFailed
@@ -46,7 +45,7 @@ class Queued(Live):
         self._since_ns = time.monotonic_ns() - waited_ns
 
     def stop(self, ask: Ask) -> None:
-        finish(self.house, self.job, Event.STOP, Outcome.STOPPED, "stopped before it started")
+        self.house.finish(self.job, Event.STOP, Outcome.STOPPED, "stopped before it started")
 
     def launch(self) -> None:
         Starting(self.house, self.job, self.secrets).launch(queued_ns=time.monotonic_ns() - self._since_ns)
@@ -162,10 +161,10 @@ class Starting(Live):
             is_late = self.asked.cause is StopCause.TIMEOUT
             outcome = Outcome.TIMED_OUT if is_late else Outcome.STOPPED
             why = f"timed out after {self.terms.timeout_s:g} s" if is_late else "stopped"
-            finish(self.house, self.job, Event.SPAWN_FAILED, outcome, f"{why} before it started")
+            self.house.finish(self.job, Event.SPAWN_FAILED, outcome, f"{why} before it started")
             self.house.ledger.then(self.job.answer)
             return
-        finish(self.house, self.job, Event.SPAWN_FAILED, Outcome.START_FAILED, str(failure))
+        self.house.finish(self.job, Event.SPAWN_FAILED, Outcome.START_FAILED, str(failure))
         self.house.ledger.then(partial(self.job.answer, PreconditionFailed(str(failure))))
 
     def run(self, found: Spawned, started_ns: int) -> None:
