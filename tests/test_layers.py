@@ -20,7 +20,7 @@ FLOORS = (
     ("ipc",),
     ("wire",),
     ("config", "output", "registration"),
-    ("feed", "reading", "telemetry"),
+    ("feed", "job_files", "reading", "telemetry"),
     ("access", "link"),
     ("batches", "listing"),
     ("service",),

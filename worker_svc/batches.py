@@ -128,7 +128,7 @@ def _failed(job_id: str, status: Status, message: str) -> pb.JobResult:
 
 
 class _Stage(Enum):
-    """Of a job that has no result yet."""
+    """How far a job is that has no result yet."""
 
     ASKED = auto()
     """Its start is not answered."""

@@ -36,6 +36,7 @@ from worker_svc.job import (
     check_job_id,
     name_of,
 )
+from worker_svc.job_files import JobFiles
 from worker_svc.link import NoAnswer, SupervisorLink
 from worker_svc.listing import Listing
 from worker_svc.output import OutputReader
@@ -43,7 +44,6 @@ from worker_svc.output import Start as OutputStart
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.reading import LongReads
 from worker_svc.record.excess import KeepLimits
-from worker_svc.record.paths import output_path, stderr_path
 from worker_svc.record.reader import StoreReader
 from worker_svc.record.schema import FinishedRow
 from worker_svc.wire import messages
@@ -90,7 +90,7 @@ class WorkerService(GuardedService):
         super().__init__(gate)
         self._policy = policy
         self._lookups = Lookups()
-        self._state_dir = str(state_dir)
+        self._files = JobFiles(str(state_dir))
         self._link = link
         self._reader = reader
         self._feed = feed
@@ -99,9 +99,9 @@ class WorkerService(GuardedService):
         """By role."""
         self._identity = identity
         self._reads = reads
-        self._listing = Listing(reads, self._files)
+        self._listing = Listing(reads, self._files.of)
         places = identity.slots + identity.queue_length
-        self._batches = Batches(Needs(self.one_of_many, feed, reader, reads, self._files, self._whole, places))
+        self._batches = Batches(Needs(self.one_of_many, feed, reader, reads, self._files.of, self._whole, places))
 
     def _is_owned(self, job_id: str, owner: str) -> bool:
         return self._reader.is_owned(job_id, owner)
@@ -190,7 +190,7 @@ class WorkerService(GuardedService):
     async def query_job(self, message: pb.QueryJobReq) -> pb.QueryJobRes:
         await CALL.get().room.take_room(_ANSWER_BYTES)
         record = await self._whole(self._record(message.job_id))
-        return messages.query_message(CALL.get().shown(record), self._files(record), time.monotonic_ns())
+        return messages.query_message(CALL.get().shown(record), self._files.of(record), time.monotonic_ns())
 
     # Ours
 
@@ -225,7 +225,7 @@ class WorkerService(GuardedService):
             await CALL.get().room.take_room(_ANSWER_BYTES)
             record = await self._whole(self._record(message.job_id))
         shown = CALL.get().shown(record)
-        return pb.WaitJobRes(job=messages.job_message(shown, self._files(record), time.monotonic_ns()))
+        return pb.WaitJobRes(job=messages.job_message(shown, self._files.of(record), time.monotonic_ns()))
 
     async def _wait_end(self, end: asyncio.Future[None], job_id: str, timeout_s: float) -> None:
         self._lasts()
@@ -286,7 +286,7 @@ class WorkerService(GuardedService):
 
     async def stream_job(self, message: pb.StreamJobReq) -> AsyncIterator[pb.OutputChunk]:
         record = self._record(message.job_id)
-        path = self._stream_path(record, message.stream)
+        path = self._files.stream_path(record, message.stream)
         start = OutputStart(message.offset, message.tail_bytes, message.tail_lines)
         final_size = asyncio.create_task(self._final_size(record, path))
         self._lasts()
@@ -378,23 +378,6 @@ class WorkerService(GuardedService):
         finally:
             self._feed.forget(job_id, end)
 
-    def _files(self, record: JobRecord) -> messages.Files:
-        output = output_path(self._state_dir, record.job_id)
-        stderr = stderr_path(self._state_dir, record.job_id) if record.spec.separate_stderr else ""
-        if record.state is JobState.FINISHED:
-            return messages.Files(output, stderr, record.output_size_bytes or 0, record.stderr_size_bytes or 0)
-        return messages.Files(output, stderr, _size_of(output), _size_of(stderr) if stderr else 0)
-
-    def _stream_path(self, record: JobRecord, stream: pb.OutputStream) -> Path:
-        if stream not in list(pb.OutputStream):
-            raise InvalidArgument("stream", f"there is no stream {int(stream)}")
-        if record.spec.separate_stderr and stream == pb.OutputStream.MERGED:
-            raise PreconditionFailed("stream: the job's standard error is separate: ask for STDOUT or STDERR")
-        if not record.spec.separate_stderr and stream in (pb.OutputStream.STDOUT, pb.OutputStream.STDERR):
-            raise PreconditionFailed("stream: the job's standard error is merged into its output: ask for MERGED")
-        path_of = stderr_path if stream == pb.OutputStream.STDERR else output_path
-        return Path(path_of(self._state_dir, record.job_id))
-
     async def _final_size(self, record: JobRecord, path: Path) -> int | None:
         """Returns once the job is finished, at once if it is. Raises JobNotFound, Unavailable."""
         try:
@@ -408,10 +391,3 @@ class WorkerService(GuardedService):
         if current is None:
             raise JobNotFound("the job was deleted")
         return current.stderr_size_bytes if path.suffix == ".err" else current.output_size_bytes
-
-
-def _size_of(path: str) -> int:
-    try:
-        return Path(path).stat().st_size
-    except FileNotFoundError:  # not started yet, or removed by an operator
-        return 0

@@ -142,7 +142,7 @@ class ManyRuns:
         self._has_news.set()
 
     async def _requests(self) -> AsyncIterator[Encoded]:
-        """Of one stream. As many starts in a message as are there."""
+        """The requests of one stream, each with as many starts as are there."""
         message = bytearray(self._codec.encode(self._head, RunJobsReq))
         while True:
             while not self._unsent and not self._has_all:

@@ -41,12 +41,12 @@ class Settings(NamedTuple):
     min_free_bytes: int
     min_free_inodes: int
     keep_age_s: float
-    """Of the limits on what is kept zero means none."""
+    """For each limit on what is kept, zero means that there is none."""
     keep_jobs: int
     keep_bytes: int
     keep_events: int
     keep_ids: int
-    """Of jobs that retention took."""
+    """How many ids are remembered of jobs that retention took."""
     on_reboot: str
 
 
@@ -295,7 +295,7 @@ def _have_texts(values: dict[str, Any]) -> bool:
 
 
 def _are_fields(value: object) -> bool:
-    """Of a NamedTuple within: looked at one by one."""
+    """The fields of a NamedTuple within are looked at one by one."""
     return True
 
 

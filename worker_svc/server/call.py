@@ -69,7 +69,7 @@ class Call(GrpclibStream[Any, Any]):
         """What is wrong with the request: told in place of the next message."""
         self._received = 0
         self._unread_bytes = 0
-        """Of a stream of requests: held back from the client's window, since an earlier message is not taken."""
+        """Bytes of requests that are held back from the client's window, since an earlier message is not taken."""
         self._more: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         """Resolved when the client takes more, for who waits for that."""
@@ -106,7 +106,7 @@ class Call(GrpclibStream[Any, Any]):
 
     @property
     def _is_full(self) -> bool:
-        """Of a stream of requests one is held at a time: who does not take it makes the client wait."""
+        """Whether a request of a stream is held. One is at a time: who does not take it makes the client wait."""
         return self._cardinality.client_streaming and bool(self._requests)
 
     def _take_messages(self) -> None:

@@ -63,7 +63,7 @@ _ANSWER_FIRST_S: Final = 0.1
 _WRITE_BYTES: Final = 256 * 1024
 _UNSENT_MAX_BYTES: Final = 256 * 1024
 READ_BYTES: Final = 64 * 1024
-# Of what was read, this much is dealt with in one turn, for about as long as this; the rest waits for the next.
+# This much of what was read is dealt with in one turn, for about as long as this; the rest waits for the next.
 _PORTION_BYTES: Final = 16 * 1024
 _PORTION_S: Final = 0.001
 # So much goes to the engine at once. HPACK makes 4 kB of headers of one byte, so even little can become megabytes.
@@ -276,7 +276,7 @@ class ServerConnection(asyncio.BufferedProtocol):
     def _on_closed(self, event: http2.StreamClosed) -> None:
         """Once for each stream, whoever ended it and however."""
         call = self.calls.pop(event.stream_id, None)
-        # Of one without a call, these are what we say to it; a client can say them of any.
+        # To a stream without a call these are what we say; a client can say them of any.
         is_answered = event.error_code in (http2.NO_ERROR, http2.REFUSED_STREAM) and (call is None or call.is_answered)
         is_early = call is None or (self._now_s - call.since_s < _EARLY_RESET_S and not call.is_overdue)
         if is_early and not is_answered:

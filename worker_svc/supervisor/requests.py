@@ -289,6 +289,6 @@ def _mismatch_text(protocol: OtherProtocol) -> str:
 
 
 def _refused(code: str, text: str) -> Refused:
-    """Of a whole worker, which the operator is told too."""
+    """The answer that turns a whole worker away, which the operator is told too."""
     note("connection.refused", reason=text)
     return Refused(code, text)

@@ -50,8 +50,8 @@ def plain(message: Any) -> Any:
 
 @cache
 def _fields(message: Any) -> list[tuple[str, str, bool, bool, Callable[[Any], Any] | None]]:
-    """Of a message's descriptor: each field's name here and in the contract, whether it is optional or repeated, and
-    what makes of its value, or of one of them, what it is here; None: it is that."""
+    """What a message's descriptor says: each field's name here and in the contract, whether it is optional or repeated,
+    and what makes of its value, or of one of them, what it is here; None: it is that."""
     return [
         (
             _HUMP.sub("_", field.name).lower(),
