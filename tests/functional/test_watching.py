@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -125,7 +126,8 @@ async def test_a_feed_that_lags_behind_the_store(tmp_path: Path) -> None:
         store.add_transition(ordinal, Transition(0, "j", 5, State.NEW, State.QUEUED), {})
     store.commit()
     nothing = cast(Any, None)
-    service = WorkerService(tmp_path, nothing, reader, reads, feed, nothing, nothing, nothing, nothing, nothing)
+    facts = cast(Any, SimpleNamespace(slots=1, queue_length=1))
+    service = WorkerService(tmp_path, nothing, reader, reads, feed, nothing, nothing, facts, nothing, nothing)
     gate = Gate(nothing, Masker(), nothing)
     CALL.set(Call("WatchJobs", RPCS["WatchJobs"], Caller("uid:0", Role.ADMIN, ""), gate, cast(Any, None)))
     waiting = asyncio.ensure_future(anext(service.watch_jobs(pb.WatchJobsReq(from_sequence=4))))
