@@ -123,7 +123,10 @@ static void pump_free_buried(void)
 
 static void pump_close(struct output *output)
 {
-    close(output->in); /* which takes it out of epoll: it is the only fd of that file description */
+    /* To close it is not enough: a child of another job, between its clone and its exec, has a copy of every fd, and
+     * epoll would go on to report what is freed by then. */
+    epoll_ctl(pump.epoll, EPOLL_CTL_DEL, output->in, NULL);
+    close(output->in);
     if (output->out >= 0)
         close(output->out);
     output->in = output->out = -1;
