@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any, Final
@@ -16,11 +17,13 @@ import pytest
 
 from tests.support import programs
 from tests.support.kernel import landlock_abi
+from tests.support.spawning import skip_unless_built
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, SupervisorProcess, Worker
 from worker_svc.job import JobState, Outcome, OutputPolicy, OutputVia
 from worker_svc.pb.jobscheduler import OutputVia as Via
 from worker_svc.record.paths import output_path, stderr_path
+from worker_svc.supervisor.spawn import NATIVE
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("holes")]
 MIB: Final = 1 << 20
@@ -327,3 +330,26 @@ def test_caps_hold_without_inotify(state: Path) -> None:
     finally:
         os.kill(supervisor.pid, signal.SIGKILL)
         supervisor.kill()
+
+
+LOOKED_AT_NO_MORE: Final = """
+import os, sys
+from pathlib import Path
+from worker_svc.supervisor.spawn import _native
+_native.pump_start(os.pipe2(os.O_NONBLOCK)[1])
+reader, writer = os.pipe2(os.O_NONBLOCK)
+handle = _native.pump_add(1, reader, os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT), 0, 0, 4096, False)
+os.dup(reader)
+os.write(writer, b"all")
+os.close(writer)
+assert _native.pump_finish(handle) == (3, 0, 0)
+fds = [fd for fd in range(3, 20) if os.path.exists(f"/proc/self/fdinfo/{fd}")]
+print("".join(Path(f"/proc/self/fdinfo/{fd}").read_text() for fd in fds).count(f"tfd: {reader:8} "))
+"""
+
+
+def test_an_output_that_is_over_is_looked_at_no_more(tmp_path: Path) -> None:
+    """Whoever has a copy of its pipe: a child of another job has one, between its clone and its exec."""
+    skip_unless_built(NATIVE)
+    command = [sys.executable, "-c", LOOKED_AT_NO_MORE, str(tmp_path / "output")]
+    assert subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE_S).stdout == "0\n"
