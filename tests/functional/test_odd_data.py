@@ -7,7 +7,6 @@ import json
 import os
 import sqlite3
 import subprocess
-import sys
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 from tests.support import programs
 from tests.support.programs import children_of
 from tests.support.spawning import needs_root
+from tests.support.supervised import with_code
 from tests.support.waiting import eventually_sync
 from tests.support.workers import PATIENCE_S, Refused, SupervisorProcess
 from worker_svc.job import JobState, Outcome
@@ -88,18 +88,6 @@ def test_a_spoilt_record_of_one_job_keeps_no_supervisor_from_the_others(tmp_path
         )
         assert ended[0].outcome is Outcome.START_FAILED
         assert supervisor.finish("after", programs.exits(4)).exit_code == 4
-
-
-def with_code(tmp_path: Path, code: str) -> SupervisorProcess:
-    """A supervisor that runs this first."""
-    (tmp_path / "first.py").write_text(
-        f"import runpy, sys, time\n{code}\n"
-        "sys.argv = ['supervisor', *sys.argv[sys.argv.index('worker_svc.supervisor') + 1:]]\n"
-        "runpy.run_module('worker_svc.supervisor', run_name='__main__', alter_sys=True)\n"
-    )
-    supervisor = SupervisorProcess(tmp_path / "state", keep_age_s=3600.0)
-    supervisor.run_as = [sys.executable, "-S", str(tmp_path / "first.py")]
-    return supervisor
 
 
 def with_clock(tmp_path: Path, now_ns: str) -> SupervisorProcess:
