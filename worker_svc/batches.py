@@ -47,7 +47,7 @@ class Needs(NamedTuple):
     feed: Feed
     reader: StoreReader
     reads: LongReads
-    files_of: Callable[[JobRecord], messages.Files]
+    files_of: Callable[[JobRecord], messages.OutputFiles]
     whole: Callable[[JobRecord], Coroutine[Any, Any, JobRecord]]
     places: int
     """Jobs that can be in the worker at once, running and waiting."""

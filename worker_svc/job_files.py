@@ -14,12 +14,12 @@ class JobFiles:
     def __init__(self, state_dir: str) -> None:
         self._state_dir = state_dir
 
-    def of(self, record: JobRecord) -> messages.Files:
+    def of(self, record: JobRecord) -> messages.OutputFiles:
         output = output_path(self._state_dir, record.job_id)
         stderr = stderr_path(self._state_dir, record.job_id) if record.spec.separate_stderr else ""
         if record.state is JobState.FINISHED:
-            return messages.Files(output, stderr, record.output_size_bytes or 0, record.stderr_size_bytes or 0)
-        return messages.Files(output, stderr, _size_of(output), _size_of(stderr) if stderr else 0)
+            return messages.OutputFiles(output, stderr, record.output_size_bytes or 0, record.stderr_size_bytes or 0)
+        return messages.OutputFiles(output, stderr, _size_of(output), _size_of(stderr) if stderr else 0)
 
     def stream_path(self, record: JobRecord, stream: pb.OutputStream) -> Path:
         if stream not in list(pb.OutputStream):

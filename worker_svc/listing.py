@@ -30,7 +30,7 @@ _STEP_ROWS: Final = 256
 
 
 class Listing:
-    def __init__(self, reads: LongReads, files_of: Callable[[JobRecord], messages.Files]) -> None:
+    def __init__(self, reads: LongReads, files_of: Callable[[JobRecord], messages.OutputFiles]) -> None:
         self._reads = reads
         self._files_of = files_of
 

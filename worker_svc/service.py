@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from worker_svc import __version__
 from worker_svc.access.guard import CALL, Call, Gate, GuardedService
-from worker_svc.access.policy import CommandPolicy, Decision, Lookups
+from worker_svc.access.policy import CommandPolicy, Decision, LookupThreads
 from worker_svc.access.roles import Role
 from worker_svc.batches import Batches, Needs
 from worker_svc.feed import Feed, unreadable
@@ -89,7 +89,7 @@ class WorkerService(GuardedService):
     ) -> None:
         super().__init__(gate)
         self._policy = policy
-        self._lookups = Lookups()
+        self._lookups = LookupThreads()
         self._files = JobFiles(str(state_dir))
         self._link = link
         self._reader = reader

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.waiting import eventually
-from worker_svc.access.policy import Lookups
+from worker_svc.access.policy import LookupThreads
 from worker_svc.job import Unavailable
 
 PATIENCE_S = 0.5
@@ -23,13 +23,13 @@ def dead() -> Iterator[threading.Event]:
     event.set()
 
 
-async def said(lookups: Lookups, identity: str, look: threading.Event) -> str:
+async def said(lookups: LookupThreads, identity: str, look: threading.Event) -> str:
     with pytest.raises(Unavailable) as caught:
         await lookups.run(identity, f"/dead/{identity}", look.wait)
     return caught.value.message
 
 
-async def quick(lookups: Lookups, identity: str) -> None:
+async def quick(lookups: LookupThreads, identity: str) -> None:
     assert await lookups.run(identity, "x", lambda: 7) == 7
 
 
@@ -37,7 +37,7 @@ async def test_what_it_finds_or_fails_with() -> None:
     def fail() -> None:
         raise ValueError("as it is")
 
-    lookups = Lookups()
+    lookups = LookupThreads()
     assert await lookups.run("red", "x", lambda: 7) == 7
     with pytest.raises(ValueError, match="as it is"):
         await lookups.run("red", "x", fail)
@@ -45,7 +45,7 @@ async def test_what_it_finds_or_fails_with() -> None:
 
 
 async def test_who_hangs_holds_up_nobody_else(dead: threading.Event) -> None:
-    lookups = Lookups(patience_s=PATIENCE_S)
+    lookups = LookupThreads(patience_s=PATIENCE_S)
     hanging = [asyncio.create_task(said(lookups, "red", dead)) for _ in range(50)]
     await asyncio.sleep(0)
     for _ in range(20):
@@ -64,7 +64,7 @@ async def test_who_hangs_holds_up_nobody_else(dead: threading.Event) -> None:
 
 
 async def test_hanging_look_ups_make_room_for_those_of_others(dead: threading.Event) -> None:
-    lookups = Lookups(at_once=2, of_each=1, patience_s=PATIENCE_S)
+    lookups = LookupThreads(at_once=2, of_each=1, patience_s=PATIENCE_S)
     await asyncio.gather(*(said(lookups, name, dead) for name in "ab"))
     await asyncio.gather(*(said(lookups, name, dead) for name in "cd"))
     await quick(lookups, "e")
@@ -78,7 +78,7 @@ async def test_hanging_look_ups_make_room_for_those_of_others(dead: threading.Ev
 
 
 async def test_there_is_an_end_to_threads(dead: threading.Event) -> None:
-    lookups = Lookups(threads=3, patience_s=PATIENCE_S)
+    lookups = LookupThreads(threads=3, patience_s=PATIENCE_S)
     await asyncio.gather(*(said(lookups, name, dead) for name in "abc"))
     text = await said(lookups, "d", dead)
     assert text == "command: cannot be looked at now: too many look-ups of others are under way: try again"
@@ -89,7 +89,7 @@ async def test_there_is_an_end_to_threads(dead: threading.Event) -> None:
 
 async def test_who_leaves_leaves_the_thread_counted(dead: threading.Event) -> None:
     """Cancelling the call, as by its deadline, must not make room for one more thread."""
-    lookups = Lookups(patience_s=PATIENCE_S)
+    lookups = LookupThreads(patience_s=PATIENCE_S)
     before = {*threading.enumerate()}
     for _ in range(20):
         call = asyncio.create_task(said(lookups, "red", dead))

@@ -24,7 +24,7 @@ from worker_svc.job.limits import BY_NAME
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.wire import messages
 from worker_svc.wire.messages import (
-    Files,
+    OutputFiles,
     job_message,
     query_message,
     spec_message,
@@ -95,7 +95,7 @@ RECORD = JobRecord(
     is_brief=True,
 )
 
-FILES = Files("/state/output/my-job.out", "/state/output/my-job.err", 2**40, 17)
+FILES = OutputFiles("/state/output/my-job.out", "/state/output/my-job.err", 2**40, 17)
 
 MOVED = Transition(
     sequence=9,

@@ -19,7 +19,7 @@ from worker_svc.pb import jobscheduler as pb
 from worker_svc.reading import LongReads
 from worker_svc.record.reader import StoreReader
 from worker_svc.record.writer import JobStore
-from worker_svc.wire.messages import Files
+from worker_svc.wire.messages import OutputFiles
 
 T = TypeVar("T")
 EVENTS = 6000
@@ -173,7 +173,7 @@ async def test_a_listing_whose_caller_leaves_reads_no_further(tmp_path: Path, re
         store.add_transition(ordinal, Transition(0, f"j{number}", 5, JobState.NEW, JobState.QUEUED), {})
     store.commit()
     store.close()
-    listing = Listing(reads, lambda record: Files("", "", 0, 0))
+    listing = Listing(reads, lambda record: OutputFiles("", "", 0, 0))
     call = Call("ListJobs", RPCS["ListJobs"], Caller("uid:0", Role.ADMIN, ""), cast(Any, None), cast(Any, Room()))
     whole = await listing.page(call, pb.ListJobsReq(page_size=1000))
     assert len(pb.ListJobsRes().parse(whole.data).jobs) == 1000

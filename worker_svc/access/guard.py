@@ -42,8 +42,8 @@ from worker_svc.printable import printable
 from worker_svc.record.schema import StoreError
 from worker_svc.telemetry import Audit
 from worker_svc.wire import statuses
+from worker_svc.wire.statuses import DRAINING
 
-_DRAINING: Final = "the worker is shutting down: connect again, and go on from where you were"
 _HIDDEN_KEYS: Final = "access.secret_keys"
 _OWN_JOBS_ONLY: Final = "own jobs only"
 # What stands in the log for a job id that is none: that can be whatever a caller writes.
@@ -207,7 +207,7 @@ class GuardedService(pb.WorkerBase):
                 if not self.is_draining or task.uncancel():
                     raise
                 current.fail(Status.UNAVAILABLE.name)
-                raise GRPCError(Status.UNAVAILABLE, _DRAINING) from None
+                raise GRPCError(Status.UNAVAILABLE, DRAINING) from None
             finally:
                 self._calls.discard(task)
                 self._lasting.discard(task)
@@ -317,7 +317,7 @@ class GuardedService(pb.WorkerBase):
     def _lasts(self) -> None:
         """Says that the current call now waits for something that may never happen. Raises Unavailable."""
         if self.is_draining:
-            raise Unavailable(_DRAINING)
+            raise Unavailable(DRAINING)
         task = asyncio.current_task()
         if task in self._calls:
             self._lasting.add(task)

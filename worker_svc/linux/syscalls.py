@@ -73,3 +73,17 @@ def birth_ns(path: bytes) -> int | None:
     _check(_libc.statx(_AT_FDCWD, path, 0, _STATX_BTIME, found))
     (mask,), (seconds, ns) = struct.unpack_from("=I", found, 0), struct.unpack_from("=qI", found, 80)
     return seconds * 1_000_000_000 + ns if mask & _STATX_BTIME else None
+
+
+def memory_file(name: str, content: bytes) -> int:
+    """An fd to read the content from, which is the caller's (memfd_create(2)). Raises OSError."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

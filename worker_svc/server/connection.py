@@ -27,13 +27,13 @@ from worker_svc.server.rates import ReceiveBudget, RequestRates
 from worker_svc.server.sending import SendBudget, Sending
 from worker_svc.server.turns import Turns
 from worker_svc.token_bucket import TokenBucket
+from worker_svc.wire.statuses import DRAINING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 log = logging.getLogger(__name__)
 
-DRAINING: Final = "the worker is shutting down: connect again, and go on from where you were"
 
 # A call dropped this soon after it was made is no change of mind.
 _EARLY_RESET_S: Final = 1.0

@@ -16,7 +16,7 @@ _KEY: Final = "original"
 _KEY_BEFORE: Final = "directory"
 """As stores have it that were made by version 0.1: machine, f_fsid and inode."""
 
-_Identity = dict[str, Any]
+_Origin = dict[str, Any]
 
 
 def is_original(store: JobStore, state_dir: str) -> bool:
@@ -26,7 +26,7 @@ def is_original(store: JobStore, state_dir: str) -> bool:
     Of that the device tells, but its number is another one too when a disk is found in another order, or mounted
     again. So the doubt is resolved where the original was: it is there still, or we are it.
     """
-    here = _identity(state_dir)
+    here = _origin_of(state_dir)
     original = _kept(store, here)
     if original is None:
         return True
@@ -36,7 +36,7 @@ def is_original(store: JobStore, state_dir: str) -> bool:
 
 
 def remember(store: JobStore, state_dir: str) -> None:
-    text = json.dumps(_identity(state_dir))
+    text = json.dumps(_origin_of(state_dir))
     if store.get_meta(_KEY) == text:
         return
     try:
@@ -45,7 +45,7 @@ def remember(store: JobStore, state_dir: str) -> None:
         note("store.failed", reason=str(error))
 
 
-def _identity(state_dir: str) -> _Identity:
+def _origin_of(state_dir: str) -> _Origin:
     found = os.stat(state_dir)
     return {
         # One that is mounted there was made for this boot, or this container, alone (machine-id(5)).
@@ -58,9 +58,9 @@ def _identity(state_dir: str) -> _Identity:
     }
 
 
-def _kept(store: JobStore, here: _Identity) -> _Identity | None:
+def _kept(store: JobStore, here: _Origin) -> _Origin | None:
     if (kept := store.get_meta(_KEY)) is not None:
-        original: _Identity = json.loads(kept)
+        original: _Origin = json.loads(kept)
         return original
     if (kept := store.get_meta(_KEY_BEFORE)) is None:
         return None
@@ -69,14 +69,14 @@ def _kept(store: JobStore, here: _Identity) -> _Identity | None:
     return {**here, "machine": machine, "inode": int(inode), "born": None, "fsid": int(fsid)}
 
 
-def _same_birth(original: _Identity, here: _Identity) -> bool:
+def _same_birth(original: _Origin, here: _Origin) -> bool:
     if original["born"] is not None and here["born"] is not None:
         return bool(original["born"] == here["born"])
     # Some file systems (XFS, F2FS) give the device's number for their own: it tells nothing.
     return here["fsid"] in (original["fsid"], here["device"])
 
 
-def _is_there(original: _Identity) -> bool:
+def _is_there(original: _Origin) -> bool:
     try:
         found = os.stat(original["path"])
     except OSError:

@@ -20,6 +20,8 @@ from worker_svc.job import (
     Unavailable,
 )
 
+# What a call is told that a worker ends, or does not begin, since it leaves.
+DRAINING: Final = "the worker is shutting down: connect again, and go on from where you were"
 STATUSES: Final[dict[type[JobError], Status]] = {
     InvalidArgument: Status.INVALID_ARGUMENT,
     PermissionDenied: Status.PERMISSION_DENIED,

@@ -2,7 +2,7 @@
 
 from worker_svc.access.policy.advice import advice
 from worker_svc.access.policy.command_policy import CommandPolicy, Judged, base_env
-from worker_svc.access.policy.lookups import Lookups
+from worker_svc.access.policy.lookup_threads import LookupThreads
 from worker_svc.access.policy.rules import DEFAULT_RULE, Decision
 
-__all__ = ["DEFAULT_RULE", "CommandPolicy", "Decision", "Judged", "Lookups", "advice", "base_env"]
+__all__ = ["DEFAULT_RULE", "CommandPolicy", "Decision", "Judged", "LookupThreads", "advice", "base_env"]

@@ -12,7 +12,7 @@ from worker_svc.access.policy.rules import (
     DEFAULT_RULE,
     Decision,
     Denied,
-    Files,
+    JudgedFiles,
     judge_places,
     judge_request,
     judge_script,
@@ -26,7 +26,7 @@ from worker_svc.job import CheckedFile, Identity, JobSpec, name_of
 
 class Judged(NamedTuple):
     decision: Decision
-    files: Files
+    files: JudgedFiles
 
     @property
     def checked(self) -> tuple[CheckedFile, ...]:
@@ -94,15 +94,15 @@ class CommandPolicy:
             if any(rules.looks_at_files for _, rules in tables):
                 return None
             for name, rules in tables:
-                allowed_by += judge_script(name, rules, spec, Files())
+                allowed_by += judge_script(name, rules, spec, JudgedFiles())
         except Denied as denied:
-            return Judged(denied.decision, Files())
-        return Judged(_allowed(tables, allowed_by), Files())
+            return Judged(denied.decision, JudgedFiles())
+        return Judged(_allowed(tables, allowed_by), JudgedFiles())
 
     def judge_files(self, role: str, spec: JobSpec) -> Judged:
         """The rest: looks them up and decides. Can hang on a dead file system: for threads."""
         tables = self.rules_of(role)
-        files = Files()
+        files = JudgedFiles()
         try:
             allowed_by = judge_floors(role, tables, spec, self._floors)
             if any(rules.allow_cwd for _, rules in tables):
@@ -121,7 +121,7 @@ class CommandPolicy:
         return Judged(_allowed(tables, allowed_by), files)
 
 
-def _with_script(tables: Tables, spec: JobSpec, files: Files) -> Files:
+def _with_script(tables: Tables, spec: JobSpec, files: JudgedFiles) -> JudgedFiles:
     """Whether the command is a script and, unless it is one below a root, the file that it would interpret."""
     command, with_roots = files.command, [rules for _, rules in tables if rules.script_roots]
     if command is None:

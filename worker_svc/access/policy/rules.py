@@ -25,7 +25,7 @@ class Decision(NamedTuple):
     """For the caller who is denied: the field and what is wrong with it."""
 
 
-class Files(NamedTuple):
+class JudgedFiles(NamedTuple):
     """What rules look at besides the request; None where no rule does."""
 
     command: Found | None = None
@@ -143,7 +143,7 @@ def limit_of(spec: JobSpec, limit: str) -> float | None:
     return None if spec.output_policy is OutputPolicy.NONE else spec.output_max_bytes or None
 
 
-def judge_places(name: str, rules: PolicyRules, files: Files) -> Iterator[str]:
+def judge_places(name: str, rules: PolicyRules, files: JudgedFiles) -> Iterator[str]:
     """The command and the directory, by where they are."""
     if files.cwd is not None and rules.allow_cwd:
         yield _judge_cwd(name, rules, files.cwd)
@@ -179,7 +179,7 @@ def _judge_command(name: str, rules: PolicyRules, command: Found) -> Iterator[st
         yield f"{name}.deny_commands: none of them"
 
 
-def judge_script(name: str, rules: PolicyRules, spec: JobSpec, files: Files) -> Iterator[str]:
+def judge_script(name: str, rules: PolicyRules, spec: JobSpec, files: JudgedFiles) -> Iterator[str]:
     """Below a root must be the command, if it is a script itself, or else the script that it interprets."""
     root = script_root_of(files.command, rules) if files.command is not None else ""
     if root or not rules.script_roots:

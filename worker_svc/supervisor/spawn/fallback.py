@@ -25,11 +25,12 @@ from contextlib import suppress
 from typing import Final
 
 from worker_svc.job.limits import Limits
+from worker_svc.linux.syscalls import memory_file
 from worker_svc.linux.threads import start_thread
 from worker_svc.supervisor.spawn.explain import cwd_error, explain, explain_exec
 from worker_svc.supervisor.spawn.plan import (
     Attempt,
-    Files,
+    JobFds,
     LaunchPlan,
     Spawned,
     SpawnFailed,
@@ -58,7 +59,7 @@ def _set(option: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def start(plan: LaunchPlan, program: Program, files: Files, attempt: Attempt) -> Spawned:
+def start(plan: LaunchPlan, program: Program, files: JobFds, attempt: Attempt) -> Spawned:
     """Raises SpawnFailed; then no process is left."""
     # Ignored signals are inherited through execve, and subprocess leaves all but a few as they are.
     if program.is_plain and plan.cgroup_fd < 0 and files.program < 0 and not any(map(_is_ignored, _SIGNALS)):
@@ -74,7 +75,7 @@ def _spawned(pid: int, pidfd: int) -> Spawned:
     return Spawned(pid, pidfd, start_ticks_of(pid) or 0)
 
 
-def _start_plain(plan: LaunchPlan, program: Program, files: Files, attempt: Attempt) -> Spawned:
+def _start_plain(plan: LaunchPlan, program: Program, files: JobFds, attempt: Attempt) -> Spawned:
     candidates = candidates_of(plan)
     wants_no_new_privs = any(op == Op.NO_NEW_PRIVS for op, *_ in program.steps)
     came: list[int | BaseException] = []
@@ -156,7 +157,7 @@ def _put_back(pid: int, inherited: Limits) -> None:
             file.write(str(inherited["oom_score_adj"]))
 
 
-def _popen_first(plan: LaunchPlan, program: Program, files: Files, candidates: list[str]) -> int:
+def _popen_first(plan: LaunchPlan, program: Program, files: JobFds, candidates: list[str]) -> int:
     """As execvp(3): the first that is there and may be run. Others are left out before: each would cost a fork."""
     last = at = 0
     there = [index for index, path in enumerate(candidates) if len(candidates) == 1 or os.access(path, os.X_OK)]
@@ -190,7 +191,7 @@ def _popen_first(plan: LaunchPlan, program: Program, files: Files, candidates: l
     raise SpawnFailed(explain_exec(plan, last, candidates, at))
 
 
-def _start_by_launcher(plan: LaunchPlan, program: Program, files: Files, attempt: Attempt) -> Spawned:
+def _start_by_launcher(plan: LaunchPlan, program: Program, files: JobFds, attempt: Attempt) -> Spawned:
     candidates = candidates_of(plan)
     encode = os.fsencode
     order = {
@@ -205,7 +206,7 @@ def _start_by_launcher(plan: LaunchPlan, program: Program, files: Files, attempt
     order_fd = -1
     try:
         try:
-            order_fd = _memory_file(marshal.dumps(order))
+            order_fd = memory_file("order", marshal.dumps(order))
             pid = _start_launcher(plan, files, order_fd, writer)
         finally:
             os.close(writer)
@@ -230,7 +231,7 @@ def _start_by_launcher(plan: LaunchPlan, program: Program, files: Files, attempt
     raise SpawnFailed(f"the supervisor's launcher failed with exit status {os.waitstatus_to_exitcode(status)}")
 
 
-def _start_launcher(plan: LaunchPlan, files: Files, order_fd: int, writer: int) -> int:
+def _start_launcher(plan: LaunchPlan, files: JobFds, order_fd: int, writer: int) -> int:
     passed_on = [fd for fd in (order_fd, writer, plan.cgroup_fd, files.program) if fd >= 0]
     try:
         process = subprocess.Popen(
@@ -247,15 +248,6 @@ def _start_launcher(plan: LaunchPlan, files: Files, order_fd: int, writer: int) 
         raise SpawnFailed(f"the supervisor's launcher could not be started: {error}") from error
     process.returncode = 0  # as above
     return process.pid
-
-
-def _memory_file(content: bytes) -> int:
-    fd = os.memfd_create("order", os.MFD_CLOEXEC)
-    view = memoryview(content)
-    while view:
-        view = view[os.write(fd, view) :]
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
 
 
 def _read_all(fd: int) -> bytes:

@@ -6,11 +6,11 @@ import os
 
 from worker_svc.supervisor.spawn import _native
 from worker_svc.supervisor.spawn.explain import explain
-from worker_svc.supervisor.spawn.plan import Attempt, Files, LaunchPlan, Spawned, SpawnFailed, candidates_of
+from worker_svc.supervisor.spawn.plan import Attempt, JobFds, LaunchPlan, Spawned, SpawnFailed, candidates_of
 from worker_svc.supervisor.spawn.steps import Program
 
 
-def start(plan: LaunchPlan, program: Program, files: Files, attempt: Attempt) -> Spawned:
+def start(plan: LaunchPlan, program: Program, files: JobFds, attempt: Attempt) -> Spawned:
     """Raises SpawnFailed; then no process is left."""
     encode = os.fsencode
     candidates = candidates_of(plan)

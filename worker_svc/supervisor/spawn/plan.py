@@ -14,6 +14,7 @@ from worker_svc.job.identity import Identity, Sandbox
 from worker_svc.job.limits import Limits
 from worker_svc.job.spec import CheckedFile, OutputVia
 from worker_svc.linux.search_path import PATH_FALLBACK, search_folders
+from worker_svc.linux.syscalls import memory_file
 from worker_svc.supervisor.journal import note
 
 _NO_PIDFD: Final = b"\xff\xff\xff\xff"
@@ -105,7 +106,7 @@ class Attempt:
         return int.from_bytes(self.slot[:4], sys.byteorder, signed=True)
 
 
-class Files:
+class JobFds:
     """The fds for a job's 0, 1 and 2, made anew. Raises OSError or SpawnFailed and then leaves nothing behind."""
 
     def __init__(self, plan: LaunchPlan, owner: tuple[int, int] | None = None) -> None:
@@ -211,12 +212,7 @@ def _stdin_fd(content: bytes) -> int:
     if not content:
         return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     # A memory file: no reader or writer has to stay around to feed a pipe.
-    fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
-    view = memoryview(content)
-    while view:
-        view = view[os.write(fd, view) :]
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
+    return memory_file("stdin", content)
 
 
 def candidates_of(plan: LaunchPlan) -> list[str]:

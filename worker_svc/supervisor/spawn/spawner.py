@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol, cast
 from worker_svc.job import fault_text
 from worker_svc.linux.threads import start_thread
 from worker_svc.supervisor.journal import note
-from worker_svc.supervisor.spawn.plan import Attempt, Files, LaunchPlan, Spawned, SpawnFailed
+from worker_svc.supervisor.spawn.plan import Attempt, JobFds, LaunchPlan, Spawned, SpawnFailed
 from worker_svc.supervisor.spawn.steps import Program, program_of
 
 NATIVE: Final = "native"
@@ -25,7 +25,7 @@ _NO_THREAD_S: Final = 1.0
 
 
 class _Implementation(Protocol):
-    def start(self, plan: LaunchPlan, program: Program, files: Files, attempt: Attempt) -> Spawned: ...
+    def start(self, plan: LaunchPlan, program: Program, files: JobFds, attempt: Attempt) -> Spawned: ...
 
 
 _loaded: Final[dict[str, _Implementation]] = {}
@@ -56,7 +56,7 @@ def spawn(plan: LaunchPlan, implementation: str = IMPLEMENTATION, attempt: Attem
     start = load(implementation).start
     program = program_of(plan)
     try:
-        files = Files(plan, program.owner)
+        files = JobFds(plan, program.owner)
     except OSError as error:
         raise SpawnFailed(f"the supervisor could not prepare the job: {error}") from error
     try:

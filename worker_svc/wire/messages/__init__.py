@@ -16,7 +16,6 @@ from worker_svc.job import (
     JobState,
     Outcome,
     OutputPolicy,
-    OutputVia,
     SecretEnv,
     Transition,
     check_duration,
@@ -31,11 +30,11 @@ from worker_svc.wire.messages.limits import (
     asked_for,
     identity_from,
     identity_message,
-    leader_exit_from,
     limits_from,
     limits_message,
     sandbox_from,
     sandbox_message,
+    way_from,
 )
 
 if TYPE_CHECKING:
@@ -75,9 +74,9 @@ def start_from(message: pb.StartJobReq, defaults: Defaults) -> Start:
         limits=limits_from(message.limits, defaults.limits),
         identity=identity_from(message.identity, defaults.limits),
         sandbox=sandbox_from(message.sandbox, defaults.limits),
-        leader_exit=leader_exit_from(message.leader_exit, defaults.limits),
+        leader_exit=way_from("leader_exit", message.leader_exit, defaults.limits.leader_exit),
         secret_env=tuple(sorted(message.secret_env)),
-        output_via=_output_via_from(message.output_via, defaults),
+        output_via=way_from("output_via", message.output_via, defaults.output_via),
     )
     secrets = SecretEnv(message.secret_env)
     spec.validate(secrets)
@@ -107,14 +106,6 @@ def _output_policy_from(asked: pb.OutputPolicy, defaults: Defaults) -> OutputPol
     if policy is OutputPolicy.NONE and defaults.output_max_bytes_limit:
         raise InvalidArgument("output_policy", "NONE is not allowed on this worker, which limits output_max_bytes")
     return policy
-
-
-def _output_via_from(asked: pb.OutputVia, defaults: Defaults) -> OutputVia:
-    if asked == pb.OutputVia.UNSPECIFIED:
-        return defaults.output_via
-    if asked not in OutputVia._value2member_map_:
-        raise InvalidArgument("output_via", f"there is no way {int(asked)}: use FILE or PIPE")
-    return OutputVia(asked)
 
 
 def check_start_size(message: pb.StartJobReq) -> None:
@@ -223,7 +214,7 @@ def spec_message(spec: JobSpec) -> pb.JobSpec:
     )
 
 
-class Files(NamedTuple):
+class OutputFiles(NamedTuple):
     """A job's output files: paths (of standard error empty if it is not separate) and sizes in bytes."""
 
     output: str
@@ -232,7 +223,7 @@ class Files(NamedTuple):
     stderr_size_bytes: int
 
 
-def job_message(record: JobRecord, files: Files, monotonic_ns: int, view: pb.JobView = _DEFAULT_VIEW) -> pb.Job:
+def job_message(record: JobRecord, files: OutputFiles, monotonic_ns: int, view: pb.JobView = _DEFAULT_VIEW) -> pb.Job:
     """`monotonic_ns`: the time by the machine's monotonic clock."""
     wall_ns = record.wall_ns
     if record.state in (JobState.RUNNING, JobState.STOPPING) and record.started_ns is not None:
@@ -268,7 +259,7 @@ def job_message(record: JobRecord, files: Files, monotonic_ns: int, view: pb.Job
     return job
 
 
-def query_message(record: JobRecord, files: Files, monotonic_ns: int) -> pb.QueryJobRes:
+def query_message(record: JobRecord, files: OutputFiles, monotonic_ns: int) -> pb.QueryJobRes:
     job = job_message(record, files, monotonic_ns)
     return pb.QueryJobRes(
         done=record.state is JobState.FINISHED,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from enum import IntEnum
+from typing import Any, NamedTuple, TypeVar
 
 from worker_svc.job import Identity, InvalidArgument, LeaderExit, Limits, Sandbox, name_of
 from worker_svc.job.limit_texts import rlimit_name
 from worker_svc.job.limits import BY_NAME, CPUS, LIMITS, NO_LIMITS, RLIMITS, UNLIMITED, Limit
 from worker_svc.pb import jobscheduler as pb
+
+_Way = TypeVar("_Way", bound=IntEnum)
 
 
 class LimitDefaults(NamedTuple):
@@ -110,12 +113,14 @@ def sandbox_from(message: pb.Sandbox | None, defaults: LimitDefaults) -> Sandbox
     return sandbox
 
 
-def leader_exit_from(asked: pb.LeaderExit, defaults: LimitDefaults) -> LeaderExit:
-    if asked == pb.LeaderExit.UNSPECIFIED:
-        return defaults.leader_exit
-    if asked not in LeaderExit._value2member_map_:
-        raise InvalidArgument("leader_exit", f"there is no way {int(asked)}")
-    return LeaderExit(asked)
+def way_from(field: str, asked: int, default: _Way) -> _Way:
+    """The one of an enumeration that is asked for, zero: the default."""
+    ways = type(default)
+    if not asked:
+        return default
+    if asked not in ways._value2member_map_:
+        raise InvalidArgument(field, f"there is no way {int(asked)}: use {' or '.join(way.name for way in ways)}")
+    return ways(asked)
 
 
 def asked_for(message: pb.StartJobReq) -> dict[str, Any]:

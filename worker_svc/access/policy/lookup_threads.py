@@ -34,7 +34,7 @@ class _Lookup:
         self.patience: asyncio.TimerHandle | None = None
 
 
-class Lookups:
+class LookupThreads:
     """A thread each, which nobody waits for at the end of the process.
 
     So many at once for all, and a few for each identity. One that hangs makes room for others, but not for others of
