@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,7 +17,6 @@ from tests.support.spawning import Launchpad
 from tests.support.waiting import eventually_sync, stays
 from worker_svc.supervisor.spawn import (
     NATIVE,
-    SPAWNER_THREADS,
     LaunchPlan,
     Spawned,
     Spawner,
@@ -61,7 +61,7 @@ def test_a_fault_of_ours_ends_one_job_only(pad: Launchpad) -> None:
     assert "the supervisor could not start it: " in str(results.of[0])
 
 
-def test_threads_come_when_all_hang_and_go_again(monkeypatch: pytest.MonkeyPatch, pad: Launchpad) -> None:
+def test_threads_come_when_all_hang(monkeypatch: pytest.MonkeyPatch, pad: Launchpad) -> None:
     """The hanging itself is faked here; below it is real."""
     go_on = threading.Event()
 
@@ -85,7 +85,39 @@ def test_threads_come_when_all_hang_and_go_again(monkeypatch: pytest.MonkeyPatch
     assert stays(lambda: pool.threads == 8 and set(results.of) == {"free"})
     go_on.set()
     eventually_sync(lambda: len(results.of) == 22)
-    eventually_sync(lambda: pool.threads == SPAWNER_THREADS)
+    assert pool.threads == 8
+
+
+def test_what_more_threads_start_is_none_of_the_main_threads_children(
+    monkeypatch: pytest.MonkeyPatch, pad: Launchpad
+) -> None:
+    """It would become so when such a thread ended, and the list that every exit of a job reads would grow."""
+    if pad.implementation != NATIVE:
+        pytest.skip("the pure-Python spawner starts each process in a thread that ends")
+    go_on, start = threading.Event(), spawner.spawn
+
+    def hang(*arguments: Any) -> Spawned:
+        go_on.wait()
+        return start(*arguments)
+
+    monkeypatch.setattr(spawner, "spawn", hang)
+    found: list[Spawned | SpawnFailed] = []
+    pool = Spawner(lambda token, result: found.append(result), pad.implementation, threads_max=8)
+    for number in range(20):
+        pool.submit(number, pad.plan("sleep", "60"))
+    eventually_sync(lambda: pool.threads == 8)
+    go_on.set()
+    eventually_sync(lambda: len(found) == 20)
+    started = {one.pid for one in found if isinstance(one, Spawned)}
+    assert len(started) == 20
+    main = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    assert not started & set(map(int, main))
+    for pid in started:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    for one in found:
+        assert isinstance(one, Spawned)
+        os.close(one.pidfd)
 
 
 class Stalled(NamedTuple):

@@ -10,6 +10,7 @@ import struct
 import termios
 import threading
 import time
+from contextlib import suppress
 from typing import Final
 
 from worker_svc.linux import syscalls
@@ -113,6 +114,9 @@ class _Output:
 
     def close(self) -> None:
         _outputs.pop(self.in_fd, None)
+        # A child between fork and exec has the fd too: without this, epoll would go on to report it.
+        with suppress(FileNotFoundError):  # it was taken out when the last writer had gone
+            _epoll.unregister(self.in_fd)
         os.close(self.in_fd)
         self.in_fd = -1
 

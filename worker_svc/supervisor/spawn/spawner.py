@@ -1,4 +1,4 @@
-"""Starts processes in a few threads, since exec from a dead file system hangs: more of them as long as all do."""
+"""Starts processes in a few threads, since exec from a dead file system hangs: more of them when all do."""
 
 from __future__ import annotations
 
@@ -125,6 +125,8 @@ class Spawner:
             raise
 
     def _work(self) -> None:
+        """Never ends: a thread's children, the leaders it started, would become the main thread's, whose list of
+        children is read at each exit of a job to find orphans."""
         while True:
             token, plan = self._plans.get()
             self._begun += 1  # by several threads: that it changes is all that counts
@@ -132,10 +134,6 @@ class Spawner:
             del token, plan
             with self._lock:
                 self._open -= 1
-                # Others may hang still: as many as there were at first stay free, so that no job waits for the watch.
-                if self._threads - self._open > SPAWNER_THREADS:
-                    self._threads -= 1
-                    return
 
     def _run(self, token: object, plan: LaunchPlan) -> None:
         result: Spawned | SpawnFailed
