@@ -5,7 +5,7 @@ the modules it brings together; how it is parsed, checked, named (`--jobs-slots`
 documentation follows from that declaration.
 """
 
-from worker_svc.address import LOCALHOST, Address
+from worker_svc.address import Address
 from worker_svc.config.access_sections import AccessConfig, PolicyConfig
 from worker_svc.config.errors import ConfigError, Problem
 from worker_svc.config.keys import Key, flag_name, keys, variable_name
@@ -33,7 +33,6 @@ from worker_svc.config.values import Variables
 __all__ = [
     "CONFIG_VARIABLE",
     "DEFAULT_FILE",
-    "LOCALHOST",
     "MAX_FILE_BYTES",
     "AccessConfig",
     "Address",
