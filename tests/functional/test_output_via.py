@@ -16,6 +16,7 @@ from typing import Any, Final
 import pytest
 
 from tests.support import programs
+from tests.support.filesystems import mounted
 from tests.support.kernel import landlock_abi
 from tests.support.spawning import skip_unless_built
 from tests.support.waiting import eventually_sync
@@ -220,7 +221,7 @@ def test_a_full_disk_makes_the_job_wait(state: Path, tmp_path: Path) -> None:
             line = b"0123456789abcde\n"
             argv = programs.python(f"import os\nfor _ in range(6 << 10): os.write(1, {line!r} * 64)")
             supervisor.run("j", argv, **PIPE)
-            eventually_sync(lambda: os.statvfs(small).f_bavail == 0, PATIENCE_S, "the disk does not fill")
+            eventually_sync(lambda: [e for e in supervisor.events() if e.reason], PATIENCE_S, "the disk does not fill")
             subprocess.run(["mount", "-o", "remount,size=32m", small], check=True)
             record = supervisor.wait_finished("j")
             assert (record.outcome, record.output_loss) == (Outcome.SUCCEEDED, "")
@@ -230,6 +231,23 @@ def test_a_full_disk_makes_the_job_wait(state: Path, tmp_path: Path) -> None:
             ]
     finally:
         subprocess.run(["umount", "-l", small], check=True)
+
+
+def test_a_disk_that_output_has_filled_has_room_for_records(
+    tmp_path: Path, supervisor_options: tuple[str, ...]
+) -> None:
+    """What is put by for them is not taken by jobs that wait for space."""
+    with mounted(tmp_path / "disk", "tmpfs", "size=24m,mode=700") as disk:
+        supervisor = SupervisorProcess(disk / "state")
+        supervisor.options = supervisor_options
+        with supervisor:
+            supervisor.run("other", programs.SLEEP)
+            for number in range(2):
+                supervisor.run(f"fills-{number}", shell("exec cat /dev/zero"), **PIPE)
+            eventually_sync(lambda: len([event for event in supervisor.events() if event.reason]) == 2, PATIENCE_S)
+            for job_id in ("other", "fills-0", "fills-1"):
+                supervisor.client.ask("stop", job_id=job_id)
+                assert supervisor.wait_finished(job_id).outcome is Outcome.STOPPED
 
 
 @pytest.mark.skipif(landlock_abi() < 3, reason="this kernel has no Landlock with ABI 3 (Linux 6.2)")

@@ -64,7 +64,7 @@ _MAX_HEADER_LIST_SIZE: Final = 0x6
 _STREAM_WINDOW_BYTES: Final = 256 * 1024
 _CONNECTION_WINDOW_BYTES: Final = 1024 * 1024
 # Above our limit of headers a request is refused with an answer; above this multiple of it the connection ends.
-_HEADER_HARD_FACTOR: Final = 4
+_HEADER_HARD_FACTOR: Final = 2
 _HEADER_COUNT_MAX: Final = 1024
 _HEADERS_OF_OURS_MAX_BYTES: Final = 256 * 1024
 # The engine's own counts are a backstop: burst, and how much a second.

@@ -13,12 +13,15 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 
 /* How far past its cap a file may go before its head is given back; as output_guard.py. */
 #define PUMP_SLACK_BYTES (4LL * 1024 * 1024)
 /* In one go, before another job's turn. */
 #define PUMP_PIECE_BYTES (256 * 1024)
 #define PUMP_FULL_PAUSE_US 250000
+/* Of a disk, what no output takes, or a sixteenth of a small one: what becomes of the jobs must be recorded. */
+#define PUMP_LEFT_BYTES (2ULL * 1024 * 1024)
 #define PUMP_BURIED_MAX 256
 
 enum { NEWS_EXCEEDED = 1, NEWS_NOT_DROPPED, NEWS_FULL, NEWS_TRUNCATED, NEWS_BROKEN };
@@ -106,6 +109,19 @@ static long pump_move(struct output *output, size_t bytes)
     return gone < 0 ? -errno : gone;
 }
 
+/* Whether the disk is not as good as full for what is in the pipe. */
+static bool pump_has_room(struct output *output)
+{
+    struct statvfs disk;
+    int waiting = 0;
+    if (output->is_broken || fstatvfs(output->out, &disk) < 0 || !disk.f_blocks)
+        return true;
+    unsigned long long left = disk.f_blocks * disk.f_frsize / 16;
+    if (disk.f_bavail * disk.f_frsize > (left < PUMP_LEFT_BYTES ? left : PUMP_LEFT_BYTES))
+        return true;
+    return ioctl(output->in, FIONREAD, &waiting) == 0 && !waiting;
+}
+
 static void pump_free_buried(void)
 {
     pthread_mutex_lock(&pump.lock);
@@ -160,7 +176,11 @@ static void *pump_run(void *unused)
             pthread_mutex_lock(&output->lock);
             bool is_over = false;
             if (output->in >= 0) {
-                long moved = pump_move(output, PUMP_PIECE_BYTES);
+                long moved = -ENOSPC;
+                if (pump_has_room(output))
+                    moved = pump_move(output, PUMP_PIECE_BYTES);
+                else
+                    pump_tell(output, NEWS_FULL, ENOSPC);
                 is_full |= moved == -ENOSPC || moved == -EDQUOT;
                 if (moved == 0) { /* or it would be reported for ever */
                     epoll_ctl(pump.epoll, EPOLL_CTL_DEL, output->in, NULL);

@@ -19,6 +19,7 @@ from worker_svc.linux.threads import start_thread
 _SLACK_BYTES: Final = 4 * 1024 * 1024
 _PIECE_BYTES: Final = 256 * 1024
 _FULL_PAUSE_S: Final = 0.25
+_LEFT_BYTES: Final = 2 * 1024 * 1024
 _NEWS: Final = struct.Struct("@iiq")
 # Kept in step with _pump.h.
 EXCEEDED, NOT_DROPPED, FULL, TRUNCATED, BROKEN = range(1, 6)
@@ -101,8 +102,20 @@ class _Output:
         self.unwritten += gone
         return gone
 
+    def has_room(self) -> bool:
+        """Whether the disk is not as good as full for what is in the pipe."""
+        if self.is_broken:
+            return True
+        disk = os.fstatvfs(self.out_fd)
+        left = min(_LEFT_BYTES, disk.f_blocks * disk.f_frsize // 16)
+        return not disk.f_blocks or disk.f_bavail * disk.f_frsize > left or not self.waiting()
+
+    def waiting(self) -> int:
+        """Bytes in the pipe."""
+        return int.from_bytes(fcntl.ioctl(self.in_fd, termios.FIONREAD, bytes(4)), "little")
+
     def drain(self) -> None:
-        left = int.from_bytes(fcntl.ioctl(self.in_fd, termios.FIONREAD, bytes(4)), "little")
+        left = self.waiting()
         try:
             while left > 0 and (moved := self.move(left)):
                 left -= moved
@@ -171,6 +184,9 @@ def _run() -> None:
 
 def _step(output: _Output) -> bool:
     """True: the disk is full."""
+    if not output.has_room():
+        output.tell(FULL, errno.ENOSPC)
+        return True
     try:
         moved = output.move(_PIECE_BYTES)
     except BlockingIOError:
