@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +17,7 @@ from grpclib.const import Cardinality
 
 from tests.support import programs
 from tests.support.calls import start
-from tests.support.workers import PATIENCE_S, Worker, until
+from tests.support.workers import PATIENCE_S, ROOT, Worker, until
 from worker_svc import (
     InvalidArgument,
     JobState,
@@ -24,6 +28,7 @@ from worker_svc import (
     Unavailable,
     WorkerClient,
 )
+from worker_svc.cli import main
 from worker_svc.job import JobState as State
 from worker_svc.pb import jobscheduler as pb
 
@@ -230,6 +235,49 @@ async def test_an_answer_that_is_full_says_so(shared_client: WorkerClient) -> No
     answer = await shared_client._stub.query_jobs(pb.QueryJobsReq(job_ids=[job_id] * 10))
     codes = [one.code for one in answer.results]
     assert codes == [0] * 6 + [8] * 4
+
+
+# The command
+
+
+def test_run_many(
+    shared: Worker, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKER_SVC_ADDR", shared.address)
+    file = tmp_path / "jobs"
+    file.write_text('{"command": "true"}\n\n{"command": "true", "timeout": "60s", "env": {"A": "b"}}\n')
+    assert main(["run-many", str(file)]) == 0
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.partition(",")[0]) == ("", "2 jobs: 2 succeeded")
+    file.write_text('{"command": "sh", "args": ["-c", "exit 3"], "job_id": "three"}\n{"command": "/no/such"}\n')
+    assert main(["run-many", "--in-flight", "1", str(file)]) == 1
+    three, missing = capsys.readouterr().out.splitlines()
+    assert three == "three FAILED: exit status 3"
+    assert missing.endswith(" was not run: command: /no/such: no such file or directory")
+    assert main(["run-many", "--json", str(file)]) == 1
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(one["succeeded"], one.get("exit_code")) for one in told if one["job_id"] == "three"] == [(False, 3)]
+    file.write_text('{"command": "true"}\n{"comand": "true"}\n')
+    assert main(["run-many", str(file)]) == 125
+    printed = capsys.readouterr()
+    assert "1 jobs: 1 succeeded" in printed.err
+    assert "worker-svc: run-many: line 2: " in printed.err
+    assert "comand" in printed.err
+    assert main(["run-many", str(tmp_path / "missing")]) == 125
+
+
+def test_run_many_from_a_pipe(shared: Worker) -> None:
+    """Jobs run as their lines come."""
+    command = [sys.executable, "-m", "worker_svc", "run-many", "--addr", shared.address, "--json", "-"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for number in range(3):
+            process.stdin.write(f'{{"command": "true", "job_id": "piped-{number}"}}\n')
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["job_id"] == f"piped-{number}"
+        process.stdin.close()
+        assert process.wait(PATIENCE_S) == 0
 
 
 # Roles

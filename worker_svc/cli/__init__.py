@@ -20,6 +20,7 @@ _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "gen-certs": ("gen_certs", "make certificates for trying out"),
     "demo": ("demo", "watch a worker run real jobs; needs nothing else"),
     "run": ("run", "run a job: show its output, exit with its status"),
+    "run-many": ("run_many", "run jobs from lines of JSON; say which failed"),
     "start": ("start", "start a job and print its id"),
     "stop": ("stop", "ask a job to stop"),
     "pause": ("pause", "make a running job stand still"),
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         own_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else ""
-    failed_status = AGENT_FAILED_STATUS if name == "run" else FAILED_STATUS
+    failed_status = AGENT_FAILED_STATUS if name in ("run", "run-many") else FAILED_STATUS
     try:
         try:
             status = _run(name, arguments)
