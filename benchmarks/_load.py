@@ -1,7 +1,8 @@
 """A client that costs next to nothing, so that it is not what is measured: HTTP/2 in C, messages as bytes.
 
 As a program: `python -m benchmarks._load ADDRESS`, commands on standard input, one JSON object a line:
-{"path", "messages" (hex), "count", "in_flight"}; answers likewise: {"seconds", "p50_ms", "p99_ms", "errors"}.
+{"path", "messages" (hex), "count", "in_flight"}; answers likewise: {"seconds", "p50_ms", "p99_ms", "errors"}. Without
+"in_flight" all messages go over one stream of RunJobs, and errors are the results that are missing or no success.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from typing import Any
 
 from ngh2 import Configuration, Connection, DataReceived, Role, StreamClosed, TrailersReceived
 
+from worker_svc.wire.pool import message_class
+
+_REPLY = message_class("RunJobsRes").FromString
 _HEADERS = (
     (b":method", b"POST"),
     (b":scheme", b"http"),
@@ -78,6 +82,31 @@ class Load:
         cuts = statistics.quantiles(taken, n=100) if len(taken) > 1 else taken * 99
         return {"seconds": seconds, "p50_ms": cuts[49] * 1e3, "p99_ms": cuts[98] * 1e3, "errors": errors}
 
+    def run_jobs(self, path: str, messages: list[bytes], count: int) -> dict[str, Any]:
+        http2, body, succeeded = self._http2, bytearray(), 0
+        started = time.perf_counter()
+        stream = http2.send_request((*_HEADERS[:3], (b":path", path.encode()), *_HEADERS[3:]))
+        for message in messages:
+            http2.send_data(stream, b"\0" + len(message).to_bytes(4, "big") + message)
+        http2.end_stream(stream)
+        is_over = False
+        while not is_over:
+            while data := http2.data_to_send():
+                self._send(data)
+            self._poll.poll()
+            try:
+                http2.receive_data(self._socket.recv(262144) or self._gone())
+            except BlockingIOError:
+                continue
+            for event in http2.events():
+                is_over |= isinstance(event, StreamClosed)
+                if isinstance(event, DataReceived):
+                    body += event.data
+            while len(body) >= 5 and len(body) >= (end := 5 + int.from_bytes(body[1:5], "big")):
+                succeeded += sum(result.job.outcome == 1 for result in _REPLY(bytes(body[5:end])).results)
+                del body[:end]
+        return {"seconds": time.perf_counter() - started, "errors": count - succeeded}
+
     def _send(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
@@ -95,7 +124,10 @@ def main() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         messages = [bytes.fromhex(message) for message in asked["messages"]]
-        found = load.run(asked["path"], lambda n: messages[n % len(messages)], asked["count"], asked["in_flight"])  # noqa: B023
+        if asked["in_flight"]:
+            found = load.run(asked["path"], lambda n: messages[n % len(messages)], asked["count"], asked["in_flight"])  # noqa: B023
+        else:
+            found = load.run_jobs(asked["path"], messages, asked["count"])
         print(json.dumps(found), flush=True)
     load.close()
 

@@ -27,7 +27,9 @@ TOP: Final = HERE.parent
 START: Final = "/jobscheduler.Worker/StartJob"
 QUERY: Final = "/jobscheduler.Worker/QueryJob"
 WAIT: Final = "/jobscheduler.Worker/WaitJob"
+RUN: Final = "/jobscheduler.Worker/RunJobs"
 IN_FLIGHT: Final = 64
+JOBS_IN_FLIGHT: Final = 256
 
 
 class Program:
@@ -154,6 +156,7 @@ def measure_round(ours: Worker, aio: Client, c_loop: Program, count: int, figure
     worker_s, supervisor_s = (after - earlier for after, earlier in zip(ours.cpu_s(), before, strict=True))
     figures.add("worker CPU", worker_s / count * 1e6)
     figures.add("supervisor CPU", supervisor_s / count * 1e6)
+    measure_run_jobs(ours, count, figures)
     alone = ours.client.run(START, start, max(count // 8, 20), 1)
     figures.add("alone p50", alone["p50_ms"])
     figures.add("alone p99", alone["p99_ms"])
@@ -163,6 +166,19 @@ def measure_round(ours: Worker, aio: Client, c_loop: Program, count: int, figure
     queries = [encode(pb.QueryJobReq(job_id="known"))]
     figures.add("grpc.aio QueryJob", 2 * count / aio.run(QUERY, queries, 2 * count, IN_FLIGHT)["seconds"])
     figures.add("QueryJob", 2 * count / ours.client.run(QUERY, queries, 2 * count, IN_FLIGHT)["seconds"])
+
+
+def measure_run_jobs(ours: Worker, count: int, figures: Figures) -> None:
+    """Jobs run to their end, their results known to the client."""
+    run, frame = time.monotonic_ns(), 40
+    jobs = [pb.StartJobReq(command="/bin/true", job_id=f"run-{run}-{number}") for number in range(count)]
+    messages = [encode(pb.RunJobsReq(in_flight=JOBS_IN_FLIGHT, view=pb.JobView(pb.JobView.NO_SPEC)))]
+    messages += [encode(pb.RunJobsReq(starts=jobs[at : at + frame])) for at in range(0, count, frame)]
+    before = ours.cpu_s()
+    figures.add("RunJobs", count / ours.client.run(RUN, messages, count, 0)["seconds"])
+    worker_s, supervisor_s = (after - earlier for after, earlier in zip(ours.cpu_s(), before, strict=True))
+    figures.add("RunJobs worker CPU", worker_s / count * 1e6)
+    figures.add("RunJobs supervisor CPU", supervisor_s / count * 1e6)
 
 
 def settle(ours: Worker) -> None:
@@ -178,6 +194,9 @@ def table(figures: Figures) -> str:
         ("C loop, starts/s", "C loop", "C loop"),
         ("StartJob/s, 64 in flight", "StartJob", "C loop"),
         ("  grpc.aio", "grpc.aio StartJob", "C loop"),
+        ("RunJobs, run to the end/s", "RunJobs", "C loop"),
+        ("  CPU a job, worker, µs", "RunJobs worker CPU", ""),
+        ("  CPU a job, supervisor, µs", "RunJobs supervisor CPU", ""),
         ("QueryJob/s, 64 in flight", "QueryJob", "grpc.aio QueryJob"),
         ("  grpc.aio", "grpc.aio QueryJob", "grpc.aio QueryJob"),
         ("StartJob alone, p50 ms", "alone p50", "grpc.aio alone p50"),
