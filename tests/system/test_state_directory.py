@@ -228,16 +228,15 @@ def test_a_supervisor_of_another_version(tmp_path: Path) -> None:
     """The worker refuses it, says why, and leaves it alone with its jobs."""
     (tmp_path / "state").mkdir(mode=0o700)
     command = ["-S", "-c", _OTHER_PROTOCOL, "--state-dir", str(tmp_path / "state"), "--ready-fd", "1"]
-    other = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert other.stdout is not None
-    assert other.stdout.readline() == f"ready {other.pid}\n"
-    reason = failure_of(Worker(tmp_path))
-    assert f"the supervisor (pid {other.pid}) speaks protocol {messages.PROTOCOL_VERSION + 1}" in reason
-    assert f"the worker {messages.PROTOCOL_VERSION}" in reason
-    assert other.poll() is None
-    other.terminate()
-    assert other.wait(PATIENCE_S) == 0
-    other.stdout.close()
+    with subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == f"ready {other.pid}\n"
+        reason = failure_of(Worker(tmp_path))
+        assert f"the supervisor (pid {other.pid}) speaks protocol {messages.PROTOCOL_VERSION + 1}" in reason
+        assert f"the worker {messages.PROTOCOL_VERSION}" in reason
+        assert other.poll() is None
+        other.terminate()
+    assert other.returncode == 0
 
 
 # A clean end
