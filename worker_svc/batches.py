@@ -57,13 +57,13 @@ class Batches:
     def __init__(self, needs: Needs) -> None:
         self._needs = needs
 
-    async def start(self, message: pb.StartJobsReq) -> pb.StartJobsRes:
-        return pb.StartJobsRes(results=await self._each("StartJob", message.starts, _LANES))
+    async def start(self, message: pb.StartJobsReq) -> Encoded:
+        return await self._told(pb.StartJobsRes, await self._each("StartJob", message.starts, _LANES))
 
-    async def stop(self, message: pb.StopJobsReq) -> pb.StopJobsRes:
+    async def stop(self, message: pb.StopJobsReq) -> Encoded:
         # One that waits for its end is not to keep others from being stopped.
         lanes = len(message.stops) if any(stop.wait for stop in message.stops) else _LANES
-        return pb.StopJobsRes(results=await self._each("StopJob", message.stops, lanes))
+        return await self._told(pb.StopJobsRes, await self._each("StopJob", message.stops, lanes))
 
     async def query(self, message: pb.QueryJobsReq) -> Encoded:
         client, answer, is_full = CALL.get().caller.identity, bytearray(), False
@@ -93,6 +93,13 @@ class Batches:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _told(self, reply: type[pb.StartJobsRes | pb.StopJobsRes], results: Sequence[pb.JobResult]) -> Encoded:
+        data = bytearray()
+        for at in range(0, len(results), _TOLD_AT_ONCE):
+            data += encode(reply(results=[*results[at : at + _TOLD_AT_ONCE]]))
+            await self._needs.reads.pause(CALL.get().caller.identity)
+        return Encoded(reply, bytes(data))
 
     async def _each(self, name: str, requests: Sequence[Any], lanes: int) -> list[pb.JobResult]:
         results = [pb.JobResult()] * len(requests)
@@ -179,6 +186,9 @@ class _Run:
                     self._has_room.clear()
                     await self._has_room.wait()
                 self._accept(start)
+            await self._needs.reads.pause(
+                self._call.caller.identity
+            )  # a window holds thousands of messages without starts
         self._is_whole = True
         self._has_news.set()
 

@@ -333,13 +333,13 @@ class WorkerService(GuardedService):
             async for reply in replies:
                 yield reply
 
-    async def start_jobs(self, message: pb.StartJobsReq) -> pb.StartJobsRes:
+    async def start_jobs(self, message: pb.StartJobsReq) -> Encoded:  # type: ignore[override]
         return await self._batches.start(message)
 
     async def query_jobs(self, message: pb.QueryJobsReq) -> Encoded:  # type: ignore[override]
         return await self._batches.query(message)
 
-    async def stop_jobs(self, message: pb.StopJobsReq) -> pb.StopJobsRes:
+    async def stop_jobs(self, message: pb.StopJobsReq) -> Encoded:  # type: ignore[override]
         if any(stop.wait for stop in message.stops):
             self._lasts()
         return await self._batches.stop(message)

@@ -118,6 +118,7 @@ class Call(GrpclibStream[Any, Any]):
 
     def _read_on(self) -> None:
         """A request of a stream was taken."""
+        self._connection.charge_message()
         self._take_messages()
         if self._unread_bytes:
             self._connection.http2.consumed(self._stream_id, self._unread_bytes)
