@@ -22,7 +22,7 @@ from worker_svc.wire import messages
 from worker_svc.wire.codec import Encoded, encode
 
 # Requests of one call that are handled side by side: so many share one transaction of the supervisor's.
-_LANES: Final = 32
+_LANES: Final = 64
 _IN_FLIGHT_MAX: Final = 4096
 # What is done before others get their turn.
 _STEP: Final = 16
