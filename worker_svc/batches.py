@@ -14,7 +14,7 @@ from grpclib.exceptions import GRPCError
 
 from worker_svc.access.guard import CALL, Call
 from worker_svc.feed import Feed
-from worker_svc.job import JobRecord, JobState, Transition
+from worker_svc.job import JobRecord, JobState, Outcome, Transition
 from worker_svc.pb import jobscheduler as pb
 from worker_svc.reading import LongReads
 from worker_svc.record.reader import StoreReader
@@ -303,4 +303,7 @@ class _Run:
         if self._view == pb.JobView.FULL:
             record = await self._needs.whole(record)
         shown, files = self._call.shown(record), self._needs.files_of(record)
-        return pb.JobResult(job_id=job_id, job=messages.job_message(shown, files, time.monotonic_ns(), self._view))
+        result = pb.JobResult(job_id=job_id, job=messages.job_message(shown, files, time.monotonic_ns(), self._view))
+        if record.outcome is Outcome.START_FAILED:  # when it was not yet to be known as it was accepted, all the same
+            result.code, result.message = Status.FAILED_PRECONDITION.value, shown.reason
+        return result
