@@ -193,7 +193,7 @@ def test_on_disk_before_the_process_exists_and_before_the_answer(tmp_path: Path)
         for kind, sign in (
             ("synced", "fdatasync("),
             ("process", "CLONE_PIDFD"),
-            ("answer", r'"ok\":{\"state\"'),
+            ("answer", r"\"op\":\"started\""),
         )
         if sign in line and "resumed" not in line
     ]

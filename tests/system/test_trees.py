@@ -155,7 +155,7 @@ async def test_what_is_left_is_ended(leveled: Worker, tmp_path: Path) -> None:
     async with leveled.client() as client:
         job, output = await run(client, "sh", "-c", LEAVES_ONE, "sh", str(tmp_path / "end"))
         assert (job.outcome, job.exit_code) == (Outcome.FAILED, 3)
-        assert not is_alive(int(output))
+        await asyncio.to_thread(eventually_sync, lambda: not is_alive(int(output)))  # it is dying
 
 
 async def test_what_is_left_is_waited_for(leveled: Worker, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ async def test_what_is_left_is_waited_for(leveled: Worker, tmp_path: Path) -> No
         job = await client.wait(started.job_id, PATIENCE_S)
         assert (job.outcome, job.exit_code) == (Outcome.FAILED, 3)
         assert b"last" in leveled.output(started.job_id)
-        assert not is_alive(child)
+        await asyncio.to_thread(eventually_sync, lambda: not is_alive(child))  # it is dying
 
 
 async def test_the_worker_can_wait_by_configuration(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ async def test_a_stop_ends_what_is_waited_for(leveled: Worker, tmp_path: Path) -
         await client.stop(started.job_id, grace_s=0.2, wait=True, deadline_s=PATIENCE_S)
         job = await client.job(started.job_id)
         assert (job.outcome, job.exit_code) == (Outcome.STOPPED, 3)
-        assert not is_alive(child)
+        await asyncio.to_thread(eventually_sync, lambda: not is_alive(child))  # it is dying
 
 
 # The child is in the leader's group, and takes its time to clean up.
@@ -234,7 +234,7 @@ async def test_a_new_supervisor_goes_on_waiting(leveled: Worker, tmp_path: Path)
         assert (await client.job(started.job_id)).state == JobState.RUNNING
         (tmp_path / "end").touch()
         job = await client.wait(started.job_id, PATIENCE_S)
-        assert not is_alive(child)
+        await asyncio.to_thread(eventually_sync, lambda: not is_alive(child))  # it is dying
         if job.outcome == Outcome.LOST:
             pytest.skip(f"this kernel: {job.error_text}")
         assert (job.outcome, job.exit_code) == (Outcome.FAILED, 3)
