@@ -163,6 +163,9 @@ class SocketClient:
         self._socket.settimeout(timeout_s)
         try:
             self._socket.connect(f"/proc/self/fd/{folder}/{paths.SOCKET_NAME}")
+        except OSError:
+            self._socket.close()
+            raise
         finally:
             os.close(folder)
         self._decoder = frames.Decoder()
