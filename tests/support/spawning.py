@@ -99,7 +99,7 @@ def refuse_system_calls(*numbers: int) -> None:
 
 def cgroup2_root() -> Path | None:
     """Where a cgroup v2 hierarchy is mounted that we may make groups in."""
-    for line in Path("/proc/mounts").read_text().splitlines():
+    for line in Path("/proc/mounts").read_text(errors="surrogateescape").splitlines():
         _, where, kind, *_ = line.split(" ")
         if kind == "cgroup2" and os.access(where, os.W_OK):
             return Path(where)

@@ -250,7 +250,7 @@ def marked_processes(state_id: str) -> list[int]:
 
 
 def cgroups_of(state_id: str) -> list[str]:
-    with open("/proc/self/mountinfo") as mounts:
+    with open("/proc/self/mountinfo", errors="surrogateescape") as mounts:
         points = [line.split(" ")[4] for line in mounts if " - cgroup2 " in line]
     name = f"worker-svc-{state_id}"
     # os.walk, since others' groups may go meanwhile
