@@ -134,7 +134,7 @@ def compile_yardstick(folder: Path) -> list[str]:
 
 
 def make_cgroup() -> str:
-    for line in Path("/proc/mounts").read_text().splitlines():
+    for line in Path("/proc/mounts").read_text(errors="surrogateescape").splitlines():
         _, where, kind, *_ = line.split(" ")
         if kind == "cgroup2" and os.access(where, os.W_OK):
             path = Path(where) / f"spawn-bench-{os.getpid()}"  # not worker-svc-*: supervisors clear those away

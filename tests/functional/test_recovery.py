@@ -300,7 +300,7 @@ def test_a_job_frozen_behind_the_record_goes_on(supervisor: SupervisorProcess, t
     supervisor.run("j", ["sh", "-c", "until [ -e go ]; do sleep 0.02; done"], cwd=str(tmp_path))
     pid = supervisor.wait_state("j", JobState.RUNNING).pid
     group = Path(f"/proc/{pid}/cgroup").read_text().rpartition("0::")[2].strip()
-    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    mounts = [line.split() for line in Path("/proc/mounts").read_text(errors="surrogateescape").splitlines()]
     mount_point = next((fields[1] for fields in mounts if fields[2] == "cgroup2"), "")
     if not group.endswith("job-j") or not mount_point:
         pytest.skip("the job has no cgroup of its own here")
