@@ -155,7 +155,7 @@ async def test_what_is_left_is_ended(leveled: Worker, tmp_path: Path) -> None:
     async with leveled.client() as client:
         job, output = await run(client, "sh", "-c", LEAVES_ONE, "sh", str(tmp_path / "end"))
         assert (job.outcome, job.exit_code) == (Outcome.FAILED, 3)
-        await asyncio.to_thread(eventually_sync, lambda: not is_alive(int(output)))  # it is dying
+        await asyncio.to_thread(eventually_sync, lambda: not is_alive(int(output.split()[0])))  # it is dying
 
 
 async def test_what_is_left_is_waited_for(leveled: Worker, tmp_path: Path) -> None:
