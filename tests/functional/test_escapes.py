@@ -28,8 +28,11 @@ def supervisor_options(level: str) -> tuple[str, ...]:
 
 
 def escapee(tmp_path: Path, script: str = "") -> str:
-    """Says in a file who it is once it has got away."""
-    return f"{script or ':'}; echo $$ > {tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid; exec sleep 987"
+    """Says in a file who it is once it has got away, and from then on stands still: in the middle of an exec nothing
+    would tell whose it is.
+    """
+    tell = f"echo $$ > {tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid"
+    return f"{script or ':'}; mkfifo {tmp_path}/never; {tell}; read nothing < {tmp_path}/never"
 
 
 def pid_of(tmp_path: Path) -> int:
